@@ -33,7 +33,7 @@ class OthersAnswer(BaseModel):
 
 
 def endpoints(service: Service) -> list[BaseRoute]:
-    """Return the additional routes of a server, for the entry points `grr_coca.endpoints`."""
+    """Return the routes that this package adds to a server, for the entry point group `grr_coca.endpoints`."""
     router = APIRouter()
     finder = None if service.index is None else Equivalents(service.index)
 
@@ -60,9 +60,10 @@ class Equivalents:
         self._sets = LruCache[str, tuple[list[int], CrossSetMatcher]](1)
 
     def find(self, identity: str) -> list[dict[str, Any]]:
-        """Return the images of an icon's equivalents in a form for JSON, most likely first.
+        """Return the equivalents of an icon as JSON objects in the form of `OtherPicture`, most likely first.
 
-        The list is empty for images that are not icons, and if the model has no match parameters.
+        The list is empty for images that are not icons, and if the model has no match parameters. The matcher is built
+        at the first call, and again after each change of the index.
 
         Raises:
             RequestError: If the index has no image with this id.

@@ -34,7 +34,11 @@ concept."""
 
 
 def words_of_name(name: str) -> str:
-    """Return the words of an icon's name, in lower case: `Trash2`, `trash_2` and `trash-2` are all `trash 2`."""
+    """Return the words of an icon's name in lower case, separated by spaces.
+
+    `Trash2`, `trash_2` and `trash-2` all become `trash 2`. A lower-case name is not split before digits, so `trash2`
+    stays `trash2`.
+    """
     if not name.islower():  # the name of a component
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[a-z])(?=[0-9])", " ", name)
     return " ".join(re.split(r"[\W_]+", name)).strip().lower()
@@ -48,7 +52,10 @@ class Styles(NamedTuple):
 
 
 def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
-    """Return the style words of a set: the declared ones, and words that end or start many of its names.
+    """Return the style words of a set.
+
+    Words of `STYLES` and declared words count at the end of a name, and words of `STYLES_IF_FREQUENT` do if they end
+    many names. Words of both lists count at the start of a name if they start many names.
 
     Args:
         names: Names of the set's icons.
@@ -65,7 +72,7 @@ def style_words(names: Sequence[str], declared: Iterable[str]) -> Styles:
 
 
 def caption_of(name: str, styles: Styles) -> str:
-    """Convert an icon's name to a caption, in lower case.
+    """Convert an icon's name to a caption: its words in lower case, without style words and variant numbers.
 
     Args:
         name: Name in Iconify's spelling, which joins words by `-`.
@@ -91,7 +98,10 @@ _NO_LOOK = frozenset({"alt", "ltr", "rtl", "xs", "sm", "md", "lg", "xl", "12px",
 
 
 def style_of(name: str, styles: Styles) -> str:
-    """Return the style words that end a name, such as `solid` in `home-20-solid`, or an empty string."""
+    """Return the style words at the end of a name, such as `solid` in `home-20-solid`, separated by spaces.
+
+    Words for sizes and text directions are omitted. The result is empty if the name ends with no style word.
+    """
     words = name.lower().split("-")
     ending = words[len(without_styles(words, Styles(styles.endings))) :]
     return " ".join(word for word in ending if word in styles.endings - _NO_LOOK)

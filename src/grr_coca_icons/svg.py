@@ -28,13 +28,13 @@ def render_svg(svg: str, side: int) -> Image.Image:
     """Render an SVG document as an RGBA square of `side` pixels. Oblong drawings are centred.
 
     Raises:
-        BadSample: If the document cannot be rendered, or rendering exceeds a limit.
+        BadSample: If the document cannot be rendered, rendering exceeds a limit, or resvg-py is not installed.
     """
     name = "a drawing"
     content = Content(svg.encode(), name, cpu_seconds=_CPU_SECONDS)
     facts, pixels = helpers.call(_RENDERER, "svg_pixels", content, side=side)
     if facts != {"mode": "RGBA"} or len(pixels) != 4 * side * side:
-        raise BadSample(f"{name}: {len(pixels)} bytes of {side} × {side} pixels", Cause.BROKEN_IMAGE)
+        raise BadSample(f"{name}: the renderer did not return {side} × {side} RGBA pixels", Cause.BROKEN_IMAGE)
     return Image.frombuffer("RGBA", (side, side), pixels, "raw", "RGBA", 0, 1)  # type: ignore[arg-type]
 
 

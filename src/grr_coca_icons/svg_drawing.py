@@ -31,11 +31,12 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
     Args:
         data: Content of the file.
         name: Name of the file in messages.
-        side: Side of the square in pixels. If the drawing is smaller than half the square, the side is `VECTOR_SIDE`
-            pixels instead, because the drawing may later be cropped and enlarged.
+        side: Side of the square in pixels. If the drawing fills less than half of both sides, the square has
+            `VECTOR_SIDE` pixels per side unless `side` is larger, because the drawing may later be cropped and
+            enlarged.
 
     Raises:
-        BadSample: If the file cannot be rendered.
+        BadSample: If the file cannot be rendered, or resvg-py is not installed.
     """
     image = _render_square(data, name, side)
     if side < VECTOR_SIDE and _is_small(image):
@@ -45,7 +46,11 @@ def render(data: bytes, name: str, side: int) -> Image.Image:
 
 
 def svg_pixels(data: bytes, name: str, *, side: int) -> tuple[dict[str, Any], bytes]:
-    """Return the pixels (S S 4) of a drawing, rendered at exactly the given side S."""
+    """Render an SVG file as a square with exactly the given side S, for `grr_coca_icons.svg.render_svg`.
+
+    Returns:
+        The pixel format, `{"mode": "RGBA"}`, and the bytes of the pixels (S S 4).
+    """
     image = _render_square(data, name, side)
     return {"mode": image.mode}, image.tobytes()
 

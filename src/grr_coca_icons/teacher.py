@@ -1,4 +1,4 @@
-"""Text teacher in training: embeddings of the captions in each batch.
+"""Text teacher: a text model whose embeddings of the captions are added to each training batch.
 
 The teacher does not run during training. `scripts/text_teacher.py` computes its embeddings once, and writes a folder:
 
@@ -37,9 +37,13 @@ _FIX = "write the folder again with `python scripts/text_teacher.py RECIPE`"
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """Content of a teacher's folder.
+    """Embeddings that a teacher has computed, read from its folder.
 
-    `ids` are the sorted ids of the captions, and `rows` contains the row of each caption in `embeddings`.
+    Attributes:
+        folder: The teacher's folder.
+        ids: Ids of the captions (see `caption_id`), sorted.
+        rows: For each id, the row of its caption in `embeddings`.
+        embeddings: Embeddings of unit length, in fp16.
     """
 
     folder: Path
@@ -68,7 +72,7 @@ class Teacher:
 
     @property
     def digest(self) -> str:
-        """Digest of the content, by which a resumed run recognizes its teacher."""
+        """Digest of the folder's manifest, by which a resumed run recognizes its teacher."""
         return file_sha256(self.folder / MANIFEST)[:32]
 
     def __len__(self) -> int:
@@ -92,7 +96,7 @@ class Teacher:
             )
 
     def teach(self, batch: Batch) -> Batch:
-        """Return the batch with the teacher's embeddings of its captions.
+        """Return a copy of the batch with the teacher's embeddings (B K, float32) of its captions.
 
         Raises:
             UserError: If a caption has no embedding.
@@ -101,18 +105,23 @@ class Teacher:
         if not is_known.all():
             raise UserError(
                 f"{self.folder}: teacher: the embedding of a training caption is missing, because the "
-                "pairs have changed; create a new teacher"
+                "pairs have changed; create a new teacher with `python scripts/text_teacher.py RECIPE`"
             )
         return replace(batch, teacher=self.embeddings[self.rows[positions]].float())
 
     def _find(self, ids: Int[np.ndarray, " B"]) -> tuple[Int[np.ndarray, " B"], np.ndarray]:
-        """Return the positions of ids among the sorted ids, and whether each id exists."""
+        """Return the position of each id in `self.ids`, and whether it exists. The position of an unknown id is
+        arbitrary.
+        """
         positions = np.searchsorted(self.ids, ids).clip(max=max(len(self.ids) - 1, 0))
         return positions, self.ids[positions] == ids if len(self.ids) else np.zeros(len(ids), bool)
 
 
 def training_captions(pairs: PairSource) -> list[str]:
-    """Return all distinct captions that training may use, cleaned and in lower case, without reading images."""
+    """Return all distinct captions that training may use, cleaned and in lower case, without reading images.
+
+    Bad captions are omitted.
+    """
     found: dict[str, None] = {}
     for index in range(len(pairs)):
         try:
@@ -133,10 +142,11 @@ def write_teacher(
     Args:
         folder: Target folder.
         captions: The captions of the training pairs, in lower case.
-        embeddings: Embeddings of unit length.
+        embeddings: Embeddings of unit length, one per caption. They are stored in fp16.
         facts: Additional content of the manifest, such as the teacher's name.
 
     Raises:
+        UserError: If the folder has no name, such as `.`, and thus cannot be replaced.
         OSError: If the disk is full or cannot be written to.
     """
     with atomic_folder(folder, facts) as partial:
@@ -152,7 +162,11 @@ def _read_lines(path: Path) -> list[str]:
 
 
 def _read_embeddings(path: Path, num_captions: int) -> Float[Tensor, "N K"]:
-    """Read and check the caption embeddings."""
+    """Read the caption embeddings.
+
+    Raises:
+        UserError: If they are missing, do not match the number of captions, or are not of unit length.
+    """
     found = load_tensors(path).get(_CAPTIONS_TENSOR)
     if found is None or found.ndim != 2:
         raise UserError(f"{path}: has no matrix '{_CAPTIONS_TENSOR}'; {_FIX}")

@@ -42,7 +42,7 @@ _SECTIONS = frozenset({"dependencies", "devDependencies", "peerDependencies", "o
 
 @dataclass(frozen=True)
 class UnchangedLocation:
-    """Location that needs manual work, with the reason why it was not rewritten.
+    """Location in code that needs manual work, and the reason why it was not rewritten.
 
     `use` is the icon use at this location, or None if the reason does not concern an icon use.
     """
@@ -59,9 +59,10 @@ class CodeChanges:
 
     Attributes:
         changes: Changed files, with their bytes before and after.
-        replaced: Number of replaced icons.
-        unchanged: Locations that need manual work.
-        commands: Commands to run afterwards.
+        replaced: Number of replaced uses. A use is an icon on a line; it does not count if the same icon is still used
+            in the file.
+        unchanged: Locations that need manual work, by file and line.
+        commands: Shell commands that install the new packages.
     """
 
     changes: dict[Path, tuple[bytes, bytes]] = field(default_factory=dict)
@@ -78,17 +79,19 @@ class CodeChanges:
                 yield line.rstrip("\r\n")
 
     def write(self, root: Path, *, force: bool = False) -> Path | None:
-        """Write the changed files.
-
-        Outside a git repository, the files are first copied to a backup, whose path is returned. Otherwise, the result
-        is None.
+        """Write the changed files, each atomically.
 
         Args:
-            root: The folder of the code.
-            force: Whether to write even if git has uncommitted changes.
+            root: Folder or file with the code.
+            force: Whether to write even if the git repository has uncommitted changes.
+
+        Returns:
+            Path of a ZIP file with the original files, which is created if the code is not in a git repository. None in
+            a git repository, or if nothing changes.
 
         Raises:
-            UserError: If git has uncommitted changes, or a file cannot be written.
+            UserError: If the git repository has uncommitted changes in tracked files, a file to change is not tracked,
+                or a file has changed since it was read, or cannot be read or written.
         """
         backup = None
         if not self.changes:
@@ -99,7 +102,7 @@ class CodeChanges:
             _require_clean(root, list(self.changes))
         for path, (old, new) in self.changes.items():
             if read_file_bytes(path) != old:
-                raise UserError(f"{path}: changed while it was read; run the command again")
+                raise UserError(f"{path}: changed since it was read; run the command again")
             with disk_errors(path):
                 write_bytes_atomic(path, new)
         return backup
@@ -108,13 +111,14 @@ class CodeChanges:
 def plan_changes(
     root: Path, icons: Mapping[tuple[str, str], str], exclude: Sequence[str], reason: Callable[[Use], str | None]
 ) -> CodeChanges:
-    """Plan the changes in the code of a folder or file.
+    """Plan the changes in the code of a folder or file, without writing anything.
 
     Args:
-        root: The folder or file.
+        root: Folder or file with the code.
         icons: Full name of the equivalent of each icon to replace, by the icon's prefix and name.
         exclude: Patterns, as in .gitignore, of files to skip.
-        reason: Function that returns why a remaining use was not replaced, or None if the use need not be listed.
+        reason: Function that returns why a remaining use was not replaced, or None if the use need not be listed. Uses
+            of icons from the sets of the equivalents are not passed to it.
 
     Raises:
         UserError: If a file cannot be read.
@@ -149,7 +153,10 @@ def plan_changes(
 
 
 def _read_code(root: Path, exclude: Sequence[str]) -> Iterator[tuple[Path, str]]:
-    """Yield the code files that may be changed, each with its text. Files that are not UTF-8 are skipped."""
+    """Yield the code files that may be changed, each with its text.
+
+    Links, lockfiles, generated code, and files that git ignores or that are not UTF-8 are skipped.
+    """
     for path in _not_ignored(root, list(code_files(root, used_icons.SUFFIXES | SUFFIXES, exclude))):
         is_own = not path.is_symlink() and path.resolve().is_relative_to(root.resolve())
         if not is_own or path.name in _LOCKS or path.name == "npm-shrinkwrap.json":
@@ -215,7 +222,9 @@ def _require_clean(root: Path, paths: Iterable[Path]) -> None:
 
 
 def _create_backup(root: Path, paths: Sequence[Path]) -> Path:
-    """Create a ZIP file with the original files, next to the folder, and return the path of the ZIP file."""
+    """Create `NAME-before-1.zip` with the original files next to the code's folder NAME, and return its path. The
+    number is the first unused one.
+    """
     top = root.resolve() if root.is_dir() else root.resolve().parent
     number = 1
     while (backup := top.parent / f"{top.name}-before-{number}.zip").exists():
@@ -230,7 +239,11 @@ def _create_backup(root: Path, paths: Sequence[Path]) -> Path:
 
 
 def _change_manifests(root: Path, texts: Mapping[Path, str], after: Mapping[Path, str], plan: CodeChanges) -> None:
-    """Replace icon packages in each package.json that belongs to changed files."""
+    """Add to the plan the new dependencies of each package.json that belongs to changed files, and the commands that
+    install them.
+
+    An old package is removed only if no other code below the package.json needs it.
+    """
     top = _repository(root) or root.resolve().parent
     by_manifest: dict[Path, list[Path]] = defaultdict(list)
     by_place = {path.resolve(): text for path, text in after.items()}
@@ -278,8 +291,9 @@ _ICONIFY = "@iconify-json/"
 
 
 def _packages_in(text: str) -> dict[str, str]:
-    """Return the icon packages that a code file needs, with their versions. For Iconify packages, the version is
-    `*`.
+    """Return the npm packages with icons that a code file needs, each with its version range.
+
+    The version range of Iconify packages is `*`.
     """
     found = {one.name: one.version for one in PACKAGES if re.search(rf"['\"]{re.escape(one.name)}['\"/]", text)}
     uses = [
@@ -291,7 +305,14 @@ def _packages_in(text: str) -> dict[str, str]:
 def replace_dependencies(text: str, gone: Iterable[str], added: Mapping[str, str]) -> str:
     """Return the text of a package.json in which some packages are replaced.
 
-    Iconify packages are added only as replacements.
+    The first added package takes the place of the first removed package or, if none is removed, follows the last icon
+    package or else the last dependency. Nothing is added to a file without dependencies.
+
+    Args:
+        text: Text of the package.json.
+        gone: Names of the packages to remove.
+        added: Version ranges of the packages to add, by name. Listed packages are not added again, and Iconify packages
+            are added only if another Iconify package is removed.
     """
     there = _dependencies(text)
     removed = [name for name in there if name in set(gone)]
@@ -321,7 +342,7 @@ def replace_dependencies(text: str, gone: Iterable[str], added: Mapping[str, str
 
 
 def _dependencies(text: str) -> dict[str, SgNode]:
-    """Return the dependencies of a package.json, by name."""
+    """Return the syntax nodes of the dependencies in a package.json, by package name."""
     pairs = SgRoot(text, "json").root().find_all(kind="pair")
     return {_key(pair): pair for pair in pairs if _section(pair) in _SECTIONS}
 

@@ -64,7 +64,9 @@ class IconPackage:
 
     @property
     def type_prefix(self) -> str:
-        """Prefix of the package's type names in files in which the name `Icon` is already taken."""
+        """Text in front of a type name of the package, such as `Tabler` in `TablerIcon`, in files in which the type
+        name is already taken.
+        """
         return {"lucide": "Lucide", "tabler": "Tabler", "ph": "Phosphor", "ri": "Remix"}.get(self.prefixes[0], "Other")
 
 
@@ -187,11 +189,12 @@ _TABLE: tuple[tuple[str, str, Framework, dict[str, Any]], ...] = (
 PACKAGES = tuple(
     IconPackage(name=name, version=version, framework=framework, **more) for name, version, framework, more in _TABLE
 )
-"""Packages between which code can be rewritten. If a set has several packages, the first is the target."""
+"""Packages between which code can be rewritten. If a set has several packages for a framework, the first is the target.
+"""
 
 
 def package_of(module: str) -> IconPackage | None:
-    """Return the icon package of a module, or None if it is unknown."""
+    """Return the icon package that contains a module, or None if no package in `PACKAGES` does."""
     return next((one for one in PACKAGES if module == one.name or module.startswith(f"{one.name}/")), None)
 
 
@@ -201,7 +204,10 @@ def package_for(prefix: str, framework: Framework) -> IconPackage | None:
 
 
 def usage_lines(prefix: str, name: str) -> list[str]:
-    """Return examples of code that uses an icon, without examples for Iconify."""
+    """Return examples of code that uses an icon: of its React component, `@mdi/js` and the classes of Bootstrap Icons.
+
+    The result is empty if the icon's set has none of these.
+    """
     package = package_for(prefix, "react")
     component = package.component(prefix, name) if package else None
     lines = [f"import {{ {component.name} }} from '{component.module}'"] if component else []

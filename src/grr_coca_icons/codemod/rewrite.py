@@ -37,7 +37,7 @@ SUFFIXES = frozenset(_GRAMMARS)
 
 
 class Replacements:
-    """Replacements of icons.
+    """Table of the icons to replace, each with its replacement.
 
     Args:
         icons: Full name of the replacement of each icon, by the icon's prefix and name.
@@ -73,7 +73,7 @@ class RewriteResult(NamedTuple):
 
 
 class ParseError(ValueError):
-    """A file is not valid code in its language."""
+    """A script has a syntax error."""
 
 
 def rewrite(text: str, suffix: str, icons: Replacements) -> RewriteResult:
@@ -92,13 +92,16 @@ def rewrite(text: str, suffix: str, icons: Replacements) -> RewriteResult:
 
 @dataclass(kw_only=True)
 class _Import:
-    """Imported name of a replaced icon, or of a type.
+    """Imported or re-exported name of a replaced icon, or of a type of its package.
 
     Attributes:
-        node: Import specifier.
-        statement: Import statement.
+        node: Import or export specifier, or the name in a default import.
+        statement: Import or export statement.
         imported, local: Name in the module, and name in the file.
-        component: New component. None if the import is a type that the new package does not have.
+        source, target: Package of the old icon, and package of its replacement.
+        component: New component or type. None if the import is a type that the new package does not have.
+        new_local: New name in the file.
+        is_shadowed: Whether the file also binds the old name to something else.
     """
 
     node: SgNode
@@ -153,7 +156,7 @@ def _supported_kinds(grammar: str, kinds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _FileRewriter:
-    """File that is being rewritten.
+    """Rewriter of one file: collects edits of its text, and applies them in `rewritten`.
 
     Attributes:
         edits: Replacement texts, by start and end of the text that they replace.
@@ -233,7 +236,7 @@ class _FileRewriter:
             self._rewrite_import(part, [first, *(one for _, one in others)], bound)
 
     def _imports(self, part: _ParsedPart) -> Iterator[_Import]:
-        """Yield the imports to replace."""
+        """Yield the imports and re-exports to replace. Default imports from `~icons/` are rewritten directly."""
         for statement in part.find_all("import_statement", "export_statement"):
             origin = statement.field("source")
             if origin is None:
@@ -249,10 +252,11 @@ class _FileRewriter:
                 yield from self._named_imports(part, statement, module, source, target)
 
     def _default_imports(self, part: _ParsedPart, statement: SgNode, module: str) -> Iterator[_Import]:
-        """Rewrite a default import.
+        """Yield the default import of a statement if its icon is replaced.
 
-        `import Trash from "lucide-react/icons/trash"` becomes a named import; a default import from `~icons/` remains a
-        default import.
+        `import Trash from "lucide-react/icons/trash"` becomes a named import. A default import from `~icons/` remains a
+        default import: its module is rewritten, and nothing is yielded. An import of an entire module with icons gets a
+        note.
         """
         clause = next((one for one in statement.children() if one.kind() == "import_clause"), None)
         local = clause.child(0) if clause is not None else None
@@ -301,7 +305,10 @@ class _FileRewriter:
                 self._note(part, node, f"{name.text()} of {module} is not an icon")
 
     def _choose_names(self, parts: Sequence[_ParsedPart], imports: list[_Import], page: SgNode | None) -> None:
-        """Choose the name that each new component has in the file."""
+        """Choose the name that each new component has in the file.
+
+        This sets `self.present`, and `new_local` and `is_shadowed` of each import.
+        """
         leaving = {one.local for one in imports}
         components = [one.component for one in imports if one.component is not None]
         modules = {component.module for component in components}
@@ -396,7 +403,12 @@ class _FileRewriter:
     # --- Statements
 
     def _rewrite_import(self, part: _ParsedPart, imports: list[_Import], bound: set[str]) -> None:
-        """Rewrite one import. If parts of it remain, add a new import after it."""
+        """Rewrite an import or re-export.
+
+        If other names remain in the statement, new statements are added after it, one for each module of the new
+        components. Names in `bound` are already imported, so they are not imported again, and the new names are added
+        to `bound`.
+        """
         statement = imports[0].statement
         origin = statement.field("source")
         assert origin is not None
@@ -619,6 +631,7 @@ class _Attribute(NamedTuple):
     """Attribute of an element.
 
     Attributes:
+        node: Syntax node of the attribute.
         name: Name, spelled as in JSX.
         written: Name, spelled as in the code.
         value: Value with its quotes or braces. Empty if the attribute has no value.
@@ -641,8 +654,10 @@ class _Element(NamedTuple):
     """Element that shows an icon.
 
     Attributes:
-        component: Imported name of its component.
+        component: Name of its component, as imported in this file.
         names: Nodes with its name: one in its start tag and, in a Vue template, one in its end tag if there is one.
+        attributes: Its attributes, in order.
+        has_spread: Whether it also has attributes from an object (`{...props}` or `v-bind="props"`).
         is_tag: Whether the element is in a Vue template.
     """
 
@@ -731,7 +746,7 @@ _SIZES = frozenset({"size", "width", "height", "style"})
 
 
 def _added_properties(element: _Element, one: _Import) -> Iterator[str]:
-    """Yield the properties that an element needs to keep its appearance."""
+    """Yield the properties that an element needs to keep its appearance, such as its previous default size."""
     assert one.component is not None
     yield from (f'{key}="{value}"' for key, value in one.component.properties.items())
     size = one.source.default_size

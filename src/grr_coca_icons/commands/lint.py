@@ -38,7 +38,8 @@ def run(
 
     This checks names of icons, captions in tables, and labels in HTML, JSX and Markdown: alt, aria-label and title of
     images, inline SVG and icons of known sets. Images that clearly show something else are reported. Content that the
-    model does not know, names with a number, and alt="" are skipped. The exit code is 1 if any contradiction is found.
+    model does not know, names with a number, and alt="" are skipped. The exit code is 1 if any contradiction is
+    reported.
 
     Args:
         sources: folders of icons or of code; icon sets, sprites and fonts, as in match; tables of images and captions;

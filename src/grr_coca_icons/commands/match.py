@@ -45,8 +45,8 @@ def run(
 ) -> int:
     """Find the equivalent of each image of one library in others, such as each icon of lucide in tabler.
 
-    Each output line has the name of an image, and up to five candidates with the probability that they are the
-    equivalent, or "none" if nothing is likely. The exit code is 1 if --check finds errors.
+    Each output line has the name of an image, and its candidates with the probability that they are the equivalent, or
+    "none" if nothing is likely. The exit code is 1 if --check finds errors.
 
     Args:
         sources: first the images to match, then one or more libraries to search: iconify:PREFIX (downloaded once by
@@ -79,7 +79,7 @@ def run(
         require_suffix(out, (".html", ".csv", ".json"))
         require_writable(out)
     if check is not None and (json or out or decided):
-        raise UserError("--check cannot be combined with --json, --out and --decided")
+        raise UserError("--check cannot be combined with --json, --out or --decided")
     if (dry_run or force) and not apply:
         raise UserError("--dry-run and --force require --apply")
     if apply and (used_in is None or json or check):
@@ -149,7 +149,7 @@ def _report_excluded(failures: Sequence[str]) -> None:
 
 
 def _likely_equivalents(matches: "Sequence[PictureMatch]", min_probability: float) -> dict[str, str]:
-    """Return the icons that have a decided or likely equivalent, and its name."""
+    """Return the name of the decided or likely equivalent of each icon that has one, by the icon's name."""
     found = ((match.name, match.best) for match in matches)
     return {name: best.name for name, best in found if best and (best.probability or 0) >= min_probability}
 

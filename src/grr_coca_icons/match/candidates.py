@@ -91,7 +91,7 @@ class Candidate:
         row: Row in the target.
         probability: Probability that the candidate is the equivalent. None if the model has no match parameters.
         score: Score for ranking candidates.
-        same_name: Whether the names are the same without style words.
+        same_name: Whether the two images have a name in common, without style words.
     """
 
     name: str
@@ -103,10 +103,12 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureMatch:
-    """Image of the source with its candidates, best first. `candidates` is empty if no candidate is likely.
+    """Image of the source with its candidates.
 
     Attributes:
-        nearest: The nearest candidates, even if none of them is likely.
+        name, row: Full name of the image, and its row in the source.
+        candidates: Candidates, best first. Empty if no candidate is likely.
+        nearest: The same candidates, even if none of them is likely. Empty if the match is decided.
         is_decided: Whether a map has determined the match, without a comparison.
     """
 
@@ -141,8 +143,11 @@ def match_pictures(
         n: Maximum number of candidates per image.
         rows: Rows of the source images to match. None means all.
 
+    Returns:
+        A match for each requested image, in the order of `rows`.
+
     Raises:
-        UserError: If the target is empty, or `n` is below 1.
+        UserError: If the target is empty, `n` is below 1, or names are compared and the extra `icons` is not installed.
     """
     if n < 1:
         raise UserError(f"the number of candidates must be at least 1, got {n}")
@@ -156,7 +161,14 @@ def match_pictures(
 
 
 class Pairs:
-    """Features of the pairs between two image sets, and the resulting matches."""
+    """Features of the pairs between two image sets, and the resulting matches.
+
+    Args:
+        source: Images to match.
+        target: Images to search for candidates.
+        numbers: Weights of the features, and probability curves. Names are compared only if both sets have names and a
+            feature of names has a weight.
+    """
 
     def __init__(self, source: PictureSet, target: PictureSet, numbers: MatchWeights) -> None:
         self._source, self._target, self._numbers = source, target, numbers
@@ -254,8 +266,8 @@ class Pairs:
         return PictureMatch(name=name, row=row, candidates=candidates if is_likely else (), nearest=candidates)
 
     def _nearest_concepts(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the nearest source concept of some target images, its cosine, and the cosine of the second nearest
-        concept.
+        """Return, for some target images, the number of the nearest source concept, its cosine, and the cosine of the
+        second nearest concept.
         """
         vectors = self._target.vectors[columns]
         order = np.argsort(self._concept_of, kind="stable")
@@ -281,9 +293,11 @@ class Pairs:
         return first, best, second
 
     def features(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Return the candidates for the given source images, their features, and the bounds of each image's pairs.
+        """Return the features of the given source images and their candidates.
 
-        The features have the shape P 10, and their columns are in the order of `FEATURES`.
+        Returns:
+            The target row of each pair (P), the features of each pair (P 10) in the order of `FEATURES`, and the bounds
+            of each source image's pairs: the pairs of the first image are from bounds[0] to bounds[1], exclusively.
         """
         source, target = self._source, self._target
         cosines = {"picture": source.vectors[rows] @ target.vectors.T}
@@ -312,8 +326,9 @@ class Pairs:
         return columns, features, bounds
 
     def _z_scores(self, cosines: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Convert cosines to z-scores: distances above the target's median, in standard deviations of its lower
-        half.
+        """Convert the cosines at the given rows and columns to z-scores, divided by `_DEVIATION`.
+
+        A z-score is the distance above the median of the row, in standard deviations of the row's lower half.
         """
         background = cosines[:, self._background]
         middle = np.median(background, axis=1)
@@ -338,8 +353,8 @@ class Pairs:
     def _spelling_features(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, np.ndarray]:
         """Return the features that compare the spelling and the words of names, by feature name.
 
-        Each feature has a value for each pair (P), and needs no embedding. If an image has several names, the closest
-        name counts.
+        Each feature has a value for each pair (P). If an image has several names, `same_name` and `spelling` use the
+        names that are most similar.
         """
         from rapidfuzz import fuzz, process  # lazy import, because it needs an extra
 
@@ -381,7 +396,7 @@ def _names(words: Sequence[str]) -> _Names:
 
 
 def _missing_words(words: frozenset[str], there: frozenset[str], used: frozenset[str]) -> float:
-    """Return the fraction of `words` that `there` does not contain, although `used` contains them."""
+    """Return the fraction of `words` that `there` lacks and `used` contains."""
     return len((words - there) & used) / max(1, len(words))
 
 

@@ -22,7 +22,7 @@ class IconLookup:
 
     Args:
         pictures: The icons.
-        further: Aliases of each icon, without the prefix.
+        further: Aliases of each icon, without the prefix. Empty if no icon has aliases.
         embed: Function that embeds unknown names. If None, suggestions are based only on spelling.
     """
 
@@ -35,7 +35,7 @@ class IconLookup:
     def find(self, name: str) -> int | None:
         """Return the row of an icon, or None if no icon has the name.
 
-        Without a prefix, the first set that has the name is used.
+        Case and separators in the name do not matter. If the name has no prefix, the first set that has it is used.
         """
         exact = self.pictures.row_by_name.get(name)
         if exact is not None:
@@ -44,10 +44,11 @@ class IconLookup:
         return self._row_by_name.get((prefix, normalize_name(own)))
 
     def nearest(self, name: str, n: int = 1) -> list[str]:
-        """Return at most `n` icons that an unknown name may refer to, best first.
+        """Return the full names of at most `n` icons that an unknown name may refer to, best first.
 
-        A name with one typo or reordered words refers to the icon with the correct name. Any other name refers to the
-        icons whose names and images are closest to its words.
+        Icons with the same words in another order come first, then icons whose names differ by one typo. If the model
+        knows the words, the icons whose names and images are closest to these words follow. If the name has the prefix
+        of a set, only the icons of this set are compared. The result may be empty.
         """
         prefix, _, own = name[:200].rpartition(":")
         searched_prefixes = [prefix] if prefix in self.prefixes else self.prefixes

@@ -7,6 +7,7 @@ has no equivalent. Flat objects and CSV files with two columns are also accepted
 import csv
 import io
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,10 @@ _LIKELY = 0.5
 
 
 def read_map(path: Path) -> IconMap:
-    """Read a map.
+    """Read a map from a CSV or TSV file with two columns, or from a JSON file.
 
     Raises:
-        UserError: If the file is not a map, or is from a newer version.
+        UserError: If the file cannot be read, is not a map, or has an unsupported format version.
     """
     text = decode_text(read_file_bytes(path), str(path))
     if path.suffix.lower() in (".csv", ".tsv"):
@@ -60,7 +61,10 @@ def read_map(path: Path) -> IconMap:
 
 
 def _read_table(text: str, path: Path) -> IconMap:
-    rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    try:
+        rows = list(csv.reader(io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table ({error}); pass a table with two columns") from error
     rows = [[cell.strip() for cell in row] for row in rows if any(cell.strip() for cell in row)]
     if not rows or any(len(row) < 2 for row in rows):
         raise UserError(f"{path}: expected two columns, an icon and its equivalent")
@@ -70,7 +74,7 @@ def _read_table(text: str, path: Path) -> IconMap:
 
 
 def format_map(icons: Mapping[str, str | None]) -> str:
-    """Convert a map to text, sorted by name."""
+    """Convert a map to JSON text with the module's format, sorted by name."""
     return json.dumps({"format": FORMAT, "icons": dict(sorted(icons.items()))}, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -81,13 +85,15 @@ SHADCN_PATH = ("icons", "index.json")
 
 
 def format_shadcn_map(icons: Mapping[str, str]) -> str:
-    """Convert a map to text for `shadcn migrate icons`, which names the React components of each supported library.
+    """Convert a map to JSON text for `shadcn migrate icons`, which names the React components of each supported
+    library.
 
     Args:
-        icons: Icons and their equivalents. shadcn does not change any other icons in the code.
+        icons: Icons and their equivalents. Pairs of sets that shadcn does not support are omitted. shadcn does not
+            change any other icons in the code.
 
     Raises:
-        UserError: If shadcn supports none of the sets.
+        UserError: If no pair is from two sets that shadcn supports.
     """
     entries: dict[str, dict[str, str]] = {}
     for pair in icons.items():
@@ -140,7 +146,7 @@ def decided_matches(decided: IconMap, source: IconLookup, target: IconLookup, wh
         raise UserError(
             f"{where}: this map is for other icons: none of its {len(decided):,} icons is in "
             f"{', '.join(source.prefixes[:6])} "
-            f"(the first entry is {first[0]} → {first[1]}); pass a map for these sets"
+            f"(the first entry is {first[0]} → {first[1] or 'none'}); pass a map for these sets"
         )
     return found
 
@@ -157,7 +163,7 @@ class UnknownIcon:
         equivalent: Equivalent in the entry, as written, or None if it is null.
         name: Full name of the unknown icon.
         nearest: Most similar name in the sets, or None if no name is similar.
-        sets: Prefixes of the sets in which the icon was looked up.
+        sets: Prefixes of the sets in which the icon was looked up, at most six.
     """
 
     icon: str
@@ -191,8 +197,9 @@ def check_map(
 ) -> list[UnknownIcon | DoubtfulEntry]:
     """Find the entries of a table that look wrong, in the order of the table.
 
-    Such entries have unknown names, probably wrong equivalents, or no equivalent although one exists. Names without a
-    prefix belong to the first set. If the equivalent is unlikely and another icon is likely, the entry is doubtful.
+    Such entries have unknown names, probably wrong equivalents, or no equivalent although one exists. If the equivalent
+    is unlikely and another icon is likely, the entry is doubtful. A name without a prefix is looked up in all sets, in
+    order.
 
     Args:
         table: Table to check.
@@ -201,7 +208,7 @@ def check_map(
         numbers: Parameters of the model. If None, only names are checked.
     """
     findings: dict[str, list[UnknownIcon | DoubtfulEntry]] = {icon: [] for icon in table}
-    known: dict[int, tuple[str, str | None, int | None]] = {}
+    known: dict[int, list[tuple[str, str | None, int | None]]] = defaultdict(list)
     for icon, equivalent in table.items():
         row = source.find(icon)
         target_row = None if equivalent is None else target.find(equivalent)
@@ -218,24 +225,26 @@ def check_map(
                 )
                 findings[icon].append(unknown)
         if row is not None and (equivalent is None or target_row is not None):
-            known[row] = (icon, equivalent, target_row)
+            known[row].append((icon, equivalent, target_row))
     if numbers is not None and known:
         for match in match_pictures(source.pictures, target.pictures, numbers, n=50, rows=sorted(known)):
-            icon, equivalent, target_row = known[match.row]
-            shown = target.pictures
-            probability = None if target_row is None else _concept_probability(shown.concepts[target_row], match, shown)
-            best = match.nearest[0]
+            shown, best = target.pictures, match.nearest[0]
             assert best.probability is not None
-            if best.probability >= _LIKELY and (probability is None or probability <= _WRONG):
-                findings[icon].append(
-                    DoubtfulEntry(
-                        icon=icon,
-                        equivalent=equivalent,
-                        probability=probability,
-                        likelier=best.name,
-                        likelier_probability=best.probability,
+            if best.probability < _LIKELY:
+                continue
+            for icon, equivalent, target_row in known[match.row]:
+                concept = None if target_row is None else shown.concepts[target_row]
+                probability = None if concept is None else _concept_probability(concept, match, shown)
+                if probability is None or probability <= _WRONG:
+                    findings[icon].append(
+                        DoubtfulEntry(
+                            icon=icon,
+                            equivalent=equivalent,
+                            probability=probability,
+                            likelier=best.name,
+                            likelier_probability=best.probability,
+                        )
                     )
-                )
     return [finding for found in findings.values() for finding in found]
 
 

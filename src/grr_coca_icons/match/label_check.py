@@ -46,7 +46,7 @@ class LabelledImage:
     """Image and its label.
 
     Attributes:
-        texts: The label and other names of the image, at least one of which must match.
+        texts: The label, then other names of the image. At least one of them must match the image.
         where: File, or name of the icon.
         line: Line in the file, or 0 if the label is not from code.
     """
@@ -63,7 +63,7 @@ class Contradiction:
 
     Attributes:
         cosine: Cosine between the label and the image.
-        suggestions: Probable content of the image, most likely first.
+        suggestions: Captions that the model generates for the image, most likely first.
     """
 
     label: str
@@ -80,7 +80,7 @@ class Contradiction:
 
 @dataclass
 class LabelReport:
-    """Result of a check: contradictions, and the numbers of judged and skipped labels."""
+    """Result of a check: contradictions, and the numbers of judged and skipped labels. A judged label may be right."""
 
     contradictions: list[Contradiction]
     judged: int = 0
@@ -140,7 +140,7 @@ def _check(
 
 
 class _TrainingWords(NamedTuple):
-    """Words, in the singular, that occur in many training captions, and the nouns for objects among them."""
+    """Words of a model's training captions, in the singular: all common words, and those that name a concept."""
 
     common: frozenset[str]
     names: frozenset[str]
@@ -151,8 +151,8 @@ class _TrainingWords(NamedTuple):
 
 
 def _training_words(model: ImageTextModel) -> _TrainingWords:
-    """Return the words in the training captions of a model. Both sets are empty if the model has no list of these
-    words.
+    """Return the words of a model's training captions. Both sets are empty if the model has no list of these words, so
+    that no label is judged.
     """
     numbers = None if model.folder is None else read_tag_model(model.folder)
     if numbers is None:
@@ -165,7 +165,10 @@ def _training_words(model: ImageTextModel) -> _TrainingWords:
 
 
 def is_in_vocabulary(model: ImageTextModel, text: str) -> bool:
-    """Return whether a text has few words, all of which the model knows."""
+    """Return whether the model probably knows all words of a text.
+
+    The text must have one to eight words of at most three tokens each, and at least one letter.
+    """
     words = words_of_name(text).split()
     if not 0 < len(words) <= _MAX_WORDS or not any(any(letter.isalpha() for letter in word) for word in words):
         return False
@@ -174,6 +177,10 @@ def is_in_vocabulary(model: ImageTextModel, text: str) -> bool:
 
 def interpolate_limit(limits: Sequence[tuple[float, ...]], share: float) -> float:
     """Interpolate the cosine limit at which the given fraction of correct names is reported.
+
+    Args:
+        limits: `MatchParameters.label_limits`, by increasing fraction.
+        share: Fraction of correct names that are reported, from 0 to 1.
 
     Raises:
         UserError: If the fraction is outside the measured range, or the model has no measurements.

@@ -24,10 +24,10 @@ def labelled_pictures(
         sources: Sources, as in `grr-coca lint`.
         exclude: Patterns of files to skip, as in .gitignore.
         model: Model that determines the image size.
-        failures: List to which a line is added for each unreadable image.
+        failures: List to which a line is added for each unreadable image and each unavailable icon set.
 
     Raises:
-        UserError: If a source is neither a folder nor code, and has no images.
+        UserError: If a source is neither a folder nor code, and has no images, or if code cannot be read.
     """
     for source in sources:
         path = Path(source)
@@ -104,7 +104,10 @@ def _labelled_images_in_code(
 
 
 def _download_icons(prefix: str, failures: list[str]) -> dict[str, str]:
-    """Download a known icon set, and return the SVG of its icons by their names in code."""
+    """Return the SVG of each icon in a set by its normalized names. The set is downloaded if it is not cached.
+
+    If the set is unavailable, the result is empty, and the reason is added to `failures`.
+    """
     try:
         icons = read_package(f"{SCHEME}{prefix}").icons
     except UserError as error:

@@ -24,6 +24,7 @@ class Label:
     """Label of an image in code.
 
     Attributes:
+        text: The label, without HTML entities and with single spaces.
         file, line: Location of the label.
         image: Path of the image file. Exactly one of `image`, `svg` and `icon` is set.
         svg: Inline SVG.
@@ -138,7 +139,9 @@ def _as_document(svg: str) -> str:
 
 
 def _image_file(source: str, path: Path, root: Path) -> Path | None:
-    """Return the local file of an image, or None if the image is remote or does not exist."""
+    """Return the local file of an image, or None if the source is remote, has no image suffix, or is not a file below
+    the root.
+    """
     source = html.unescape(source).partition("?")[0].partition("#")[0]
     if re.match(r"[a-zA-Z][\w+.-]*:|//", source) or not has_image_suffix(source):
         return None

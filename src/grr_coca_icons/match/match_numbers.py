@@ -54,7 +54,9 @@ IMAGE_FEATURES = ("picture", "picture_stands_out", "taken")
 """Features that need no names."""
 
 CANDIDATES = 5
-"""Number of candidates that get probabilities."""
+"""Default number of candidates per image. Whether an image has an equivalent is decided by the probabilities of this
+number of candidates.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +70,10 @@ class ProbabilityCurve:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, vars(self).values())) or not 0 <= self.least <= 1:
-            raise UserError(f"invalid parameters of a curve: {vars(self)}")
+            raise UserError(f"a curve must have finite numbers, and 'least' from 0 to 1, got {vars(self)}")
 
     def probabilities(self, scores: np.ndarray, leads: np.ndarray) -> np.ndarray:
-        """Return, for each candidate, the probability that it is the equivalent."""
+        """Return the probability (N) that each candidate is the equivalent, from the scores (N) and leads (N)."""
         logits = self.per_score * scores + self.per_lead * leads + self.offset
         return 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
 
@@ -86,10 +88,10 @@ class MatchWeights:
 
     def __post_init__(self) -> None:
         if not self.weights.keys() <= set(FEATURES) or not all(map(math.isfinite, self.weights.values())):
-            raise UserError(f"'weights' must have the keys {', '.join(FEATURES)}")
+            raise UserError(f"'weights' must be finite numbers with keys among {', '.join(FEATURES)}")
 
     def scores(self, features: np.ndarray) -> np.ndarray:
-        """Return the scores (N) of pairs from their features (N 10)."""
+        """Return the scores (N) of pairs from their features (N 10). Features without a weight do not count."""
         return features @ np.array([self.weights.get(name, 0.0) for name in FEATURES])
 
 
@@ -100,8 +102,8 @@ class MatchParameters:
     Attributes:
         with_names, without_names: Parameters for matching with names, and without names.
         seen_sets: Prefixes of the icon sets in training.
-        label_limits: Pairs of a fraction and a cosine: for this fraction of correct names, the cosine between image and
-            name is below this value (see `label_check`).
+        label_limits: Pairs of a fraction and a cosine, by increasing fraction. With this cosine as its limit,
+            `label_check.check_labels` reports this fraction of correct names. Empty if it was not measured.
     """
 
     with_names: MatchWeights
@@ -112,14 +114,14 @@ class MatchParameters:
 
 _NO_CURVE = ProbabilityCurve(per_score=0.0, per_lead=0.0, offset=0.0, least=0.0)
 IMAGE_ONLY = MatchWeights(weights={"picture": 1.0}, seen=_NO_CURVE, unseen=_NO_CURVE)
-"""Parameters for models that have no fitted parameters. The resulting probabilities are meaningless."""
+"""Weights for models that have no fitted parameters. The resulting probabilities are meaningless and not shown."""
 
 
 def match_numbers(folder: Path) -> MatchParameters | None:
     """Return the match parameters of the model in a folder, or None if the model has no such parameters.
 
     Raises:
-        UserError: If the file is corrupt.
+        UserError: If `match.json` cannot be read, or has invalid parameters.
     """
     path = folder / MATCHING
     return from_dict(MatchParameters, read_json(path), str(path)) if path.exists() else None

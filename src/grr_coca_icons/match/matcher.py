@@ -23,8 +23,12 @@ from grr_coca_search.store import Store, is_index, open_store
 
 
 class UsedIcons(NamedTuple):
-    """Icons that some code uses: the icons of their sets, the uses of each icon by its index, and the uses of unknown
-    names.
+    """Icons that some code uses.
+
+    Attributes:
+        icons: All icons of the sets that the code uses.
+        uses: Uses of each used icon, by its row in `icons`.
+        unknown: Uses of names that the sets do not have.
     """
 
     icons: OpenPictureSet
@@ -36,8 +40,8 @@ class Matcher:
     """Matcher of image sets, with one model.
 
     Args:
-        model: The model, or its name or folder. By default, the model of the first index among the arguments, or else
-            the default model.
+        model: The model, or its name or folder. If None, the model of the index that is opened first or, if the model
+            is needed before any index is opened, the default model.
         engine: See `grr_coca.load`.
         names: Whether to compare names as well as images.
     """
@@ -65,7 +69,10 @@ class Matcher:
         return match_numbers(self.model.folder)
 
     def numbers(self, source: PictureSet, target: PictureSet) -> MatchWeights | None:
-        """Return the parameters for two image sets, with names if both have names."""
+        """Return the parameters for two image sets: with names if both have names and names are compared, else without.
+
+        None if the model has no match parameters.
+        """
         if self.parameters is None:
             return None
         uses_names = self._names and source.has_names and target.has_names
@@ -86,11 +93,11 @@ class Matcher:
             exclude: Patterns of files to skip, as in .gitignore.
             retired: Whether to also open icons that a set has dropped. Code may use them, but they should not be
                 replacements.
-            on_progress: Function that is called with the number of embedded images and the number of all images.
+            on_progress: Function that is called after each batch, see `OnProgress`.
 
         Raises:
-            UserError: If an argument does not exist or has no image, an index is combined with other arguments,
-                or the index belongs to another model.
+            UserError: If an argument does not exist or has no image, an index is combined with other arguments, the
+                index belongs to another model, or the model was adapted to a domain.
         """
         indexes = [argument for argument in arguments if is_index(argument)]
         if not indexes:
@@ -108,7 +115,7 @@ class Matcher:
         """Open an index. Its images are read by calling `read`.
 
         Raises:
-            UserError: If the index belongs to another model, or is empty.
+            UserError: If the index belongs to another model or has no images, or the model was adapted to a domain.
         """
         if self._model is None:
             self._model = IndexModel(store.header.model, engine=self._engine)
@@ -116,10 +123,10 @@ class Matcher:
         return read_index(store, self.model, self.parameters, read)
 
     def used(self, uses: Sequence[Use], on_progress: OnProgress = lambda *_: None) -> UsedIcons:
-        """Look up icon uses that were found in code. The sets of these icons are downloaded.
+        """Look up icon uses that were found in code. Sets that are not in the user's cache are downloaded.
 
         Raises:
-            UserError: If the code uses no known icon, or a set is unavailable.
+            UserError: If `uses` is empty, or a set is unavailable.
         """
         if not uses:
             raise UserError("the code uses no icon of a known set; to match an entire set, omit --used-in")
@@ -152,11 +159,14 @@ class Matcher:
             target: Images to search for candidates.
             n: Maximum number of candidates per image.
             rows: Rows of the source images to match. None means all.
-            decided: A map whose entries are used without comparison.
+            decided: A map whose entries are used without comparison. None means no map.
             where: File of the map, for messages.
 
+        Returns:
+            A match for each requested image, in the order of `rows`.
+
         Raises:
-            UserError: If the map belongs to other sets.
+            UserError: If the map belongs to other sets or has an unknown equivalent, or `match_pictures` fails.
         """
         requested = list(range(len(source.set))) if rows is None else list(rows)
         known: dict[int, PictureMatch] = {}

@@ -1,7 +1,7 @@
 """Find the equivalents of each icon in the other icon sets of its library.
 
-Equivalents of an icon are searched for only in the sets that have similar images, because most of a hundred sets have
-nothing like this icon.
+For each icon, only the `MAX_SETS` sets with the most similar images are searched, because most of a hundred sets have
+no similar icon.
 
 Shapes: N images of all sets, S sets.
 """
@@ -52,14 +52,15 @@ class CrossSetMatcher:
         }
 
     def equivalents_of(self, image: int) -> list[Equivalent]:
-        """Return the equivalents of one image, most likely first."""
+        """Return the equivalents of the image in a row, at most one in each other set, most likely first."""
         number, row = self._cells[image]
         return self._find_equivalents(number, [row])[image]
 
     def all_equivalents(self, on_progress: Callable[[int, int], object] = lambda *_: None) -> list[list[Equivalent]]:
-        """Return the equivalents of each image.
+        """Return the equivalents of each image, as `equivalents_of` does.
 
-        `on_progress` is called with the number of finished sets and of all sets.
+        Args:
+            on_progress: Function that is called with the numbers of finished sets and of all sets.
         """
         found: dict[int, list[Equivalent]] = {}
         for number, source in enumerate(self._sets):
@@ -68,7 +69,7 @@ class CrossSetMatcher:
         return [found[image] for image in range(len(found))]
 
     def _find_equivalents(self, number: int, rows: Sequence[int]) -> dict[int, list[Equivalent]]:
-        """Return the equivalents of some images in a set, by their indices."""
+        """Return the equivalents of the images in some rows of a set, by the images' rows among all images."""
         source, images = self._sets[number], self._images_by_set[number]
         near = self._near_sets(number, rows)
         found: dict[int, list[Equivalent]] = {int(images[row]): [] for row in rows}

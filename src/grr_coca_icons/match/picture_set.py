@@ -40,7 +40,7 @@ _VERSION = 1
 """Version of the rendered drawings. A change invalidates the cached embeddings."""
 _BATCH = 64
 OnProgress = Callable[[int, int], None]
-"""Callback that receives the number of embedded images and the number of all images."""
+"""Callback that receives the number of processed images, and the number of images that are not in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +48,12 @@ class OpenPictureSet:
     """Image set and its metadata.
 
     Attributes:
-        read: Function that returns the bytes of an image.
+        set: Names and embeddings of the images.
+        read: Function that returns the bytes of the image in a row. It raises `UserError` if the image cannot be read.
         fields: Metadata of each image, from its set.
         further_names: Additional names of each image, as written.
         failures: One line for each excluded image.
-        embed: Function that embeds names. None if names are not compared.
+        embed: Function that embeds a name. None if names are not compared.
     """
 
     set: PictureSet
@@ -70,7 +71,10 @@ class OpenPictureSet:
 
 @dataclass(kw_only=True)
 class _Picture:
-    """Image to read: its full name, its aliases as written, and the source of its bytes."""
+    """Image of a set: its full name, its aliases as written, its metadata, and the source of its bytes.
+
+    `vector` is its embedding, or None until it is embedded, or if it cannot be read.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -89,8 +93,15 @@ def read_sources(
     retired: bool = False,
     on_progress: OnProgress = lambda *_: None,
 ) -> OpenPictureSet:
-    """Read, render and embed the images of icon sets, files and folders. With `retired`, icons that sets have dropped
-    are included.
+    """Read, render and embed the images of icon sets, files and folders.
+
+    Args:
+        arguments: Icon sets, files and folders.
+        model: Model that embeds the images and names.
+        numbers: Match parameters of the model. None if the model has no such parameters.
+        exclude: Patterns of files to skip, as in .gitignore.
+        retired: Whether to include icons that their sets have dropped.
+        on_progress: Function that is called after each batch, see `OnProgress`.
 
     Raises:
         UserError: If an argument does not exist or has no image, or no image can be read.
@@ -134,10 +145,10 @@ def read_index(
         store: The index.
         model: Model of the index.
         numbers: Match parameters of the model. None if the model has no such parameters.
-        read: Function that reads an image.
+        read: Function that returns the bytes of an image. It is called only when the image is shown.
 
     Raises:
-        UserError: If the index is empty.
+        UserError: If the index has no images.
     """
     with store.snapshot():
         pictures = [
@@ -165,7 +176,7 @@ def make_picture_set(
         names: Full names, such as `lucide:trash-2`.
         aliases: Additional names of each icon, without the prefix.
         vectors: Embeddings (N E) of the icons.
-        numbers: Parameters of the model.
+        numbers: Match parameters of the model that computed the embeddings.
         model: Model that embeds the names. If None, only images are compared.
     """
     found = [
@@ -202,8 +213,9 @@ def aliases_in(fields: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def name_of(entry: Entry) -> str:
-    """Return the name by which matches refer to an image of an index: `lucide:trash-2`, `FOLDER:trash-2` for an SVG
-    file, or the image's path.
+    """Return the name by which matches refer to an image of an index.
+
+    This is the full name of an icon (`lucide:trash-2`), `FOLDER:trash-2` for an SVG file, or else the image's path.
     """
     icon = entry.fields.get("icon")
     if icon is not None:
@@ -268,7 +280,10 @@ def _embed_name(model: IndexModel, text: str) -> np.ndarray | None:
 
 
 def _words_and_concepts(pictures: Sequence[_Picture]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Return the names of each image as words without style words, and the concept of each image."""
+    """Return `PictureSet.words` and `PictureSet.concepts` of images.
+
+    The concept of an icon is its set and the words of its name. Any other image is a separate concept.
+    """
     by_set: dict[str, list[int]] = defaultdict(list)
     own = []
     for row, picture in enumerate(pictures):
@@ -295,7 +310,10 @@ _LOGO = re.compile(r"(?:brand|logo)-(?P<first>.+)|(?P<last>.+?)-logo(?:-\w+)?")
 
 
 def _logo_names(name: str, known: Collection[str]) -> list[str]:
-    """Return the brand of a logo, such as `github` for `brand-github`, unless another icon has this name."""
+    """Return the brand in the name of a logo, such as `github` in `brand-github`, as a list of one name.
+
+    The list is empty if the name is not a logo's, or another icon has the brand's name.
+    """
     found = _LOGO.fullmatch(name)
     bare = (found["first"] or found["last"]) if found else ""
     return [bare] if bare and bare not in known else []
@@ -311,8 +329,8 @@ def _kebab_case(name: str) -> str:
 def _embed(
     pictures: dict[str, _Picture], files: dict[str, ImageFile], cache: "EmbeddingCache", on_progress: OnProgress
 ) -> list[str]:
-    """Set the embedding of each image, from the cache or by the model, and return an error message for each image that
-    has none.
+    """Set `vector` of each image, from the cache or by the model, and return an error message for each image that
+    cannot be read or is an empty drawing.
     """
     failures: list[str] = []
     digests: dict[str, bytes] = {}
@@ -368,8 +386,9 @@ def _is_blank(image: Image.Image) -> bool:
 
 
 class EmbeddingCache:
-    """Cache of a model's embeddings of images and texts, in the user's cache folder. A cache that cannot be used is
-    ignored.
+    """Cache of a model's embeddings of images and texts in fp16, in the user's cache folder. Used as a context manager.
+
+    If the cache cannot be opened, read or written, embeddings are computed again each time.
 
     Args:
         model: Model that computes the embeddings.
@@ -401,7 +420,7 @@ class EmbeddingCache:
             self._database = None
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the embeddings (N E) of texts. The embeddings of empty texts are zero."""
+        """Return the embeddings (N E, float32) of texts, and cache new ones. The embeddings of empty texts are zero."""
         keys = {text: text.encode("utf-8", "surrogatepass") for text in dict.fromkeys(texts) if text.strip()}
         known = self.read("texts", keys.values())
         missing = [text for text, key in keys.items() if key not in known]
@@ -418,8 +437,11 @@ class EmbeddingCache:
         return rows
 
     def read(self, table: Literal["pictures", "texts"], keys: Iterable[bytes]) -> dict[bytes, np.ndarray]:
-        """Return the cached embeddings for the given keys, which are digests of the bytes of images, or texts in
-        UTF-8.
+        """Return the cached embeddings (E, float16) by key; keys that are not in the cache are omitted.
+
+        Args:
+            table: Kind of embeddings.
+            keys: Digests of the images' bytes, or texts in UTF-8.
         """
         found: list[tuple[bytes, bytes]] = []
         if self._database is None:
@@ -432,7 +454,7 @@ class EmbeddingCache:
         return {key: np.frombuffer(vector, np.float16) for key, vector in found}
 
     def save(self, table: Literal["pictures", "texts"], vectors: dict[bytes, np.ndarray]) -> None:
-        """Store embeddings under the keys of `read`."""
+        """Store embeddings (E, float16) under the keys of `read`. Errors are ignored."""
         if self._database is None:
             return
         rows = ((key, vector.tobytes()) for key, vector in vectors.items())

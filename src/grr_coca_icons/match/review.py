@@ -22,7 +22,7 @@ from grr_coca_icons.svg import is_svg
 _SIDE = 96
 """Maximum side, in pixels, of the thumbnail of an image that is not SVG."""
 _MAX_SVG = 20_000
-"""Maximum size of an SVG drawing on the page. Larger drawings are shown as pixels."""
+"""Maximum size, in bytes, of an SVG drawing on the page. Larger drawings are shown as pixels."""
 SURE = 0.5
 """Minimum probability of an equivalent that is accepted without a manual decision."""
 _MAX_SHOWN = 10_000
@@ -100,9 +100,7 @@ def _is_safe(match: PictureMatch) -> bool:
 
 
 def _order(match: PictureMatch) -> tuple[bool, float, str]:
-    """Return a sort key: matches without an equivalent come first, then all others by increasing probability; decided
-    matches come last.
-    """
+    """Return a sort key: the probability of the nearest candidate, then the name. Decided matches come last."""
     first = match.nearest[0].probability if match.nearest else None
     return match.is_decided, 0.0 if first is None else first, match.name
 

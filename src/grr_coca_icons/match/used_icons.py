@@ -1,7 +1,8 @@
 """Find the uses of icons from known sets in code, with file and line.
 
-Code is read as text, line by line. Parsing is not necessary, because it suffices to find imports of components,
-classes, ids and names in quotes. A name is then looked up in its set: `Trash2` in code is `lucide:trash-2`.
+Code is searched with regular expressions. Parsing is not necessary, because it suffices to find imports of components
+and, line by line, classes, ids and names in quotes. Names are returned as written, such as `Trash2` for
+`lucide:trash-2`; `icon_lookup.py` looks them up.
 """
 
 import re
@@ -22,7 +23,7 @@ dart swift ex exs heex eex leex rs elm clj cljs json jsonc yaml yml toml xml
 SUFFIXES = frozenset(_SUFFIXES.split())
 """Suffixes of code files that may show icons."""
 _MAX_BYTES = 2_000_000
-"""Maximum size of a code file. Larger files are bundles and data."""
+"""Maximum size of a code file, in bytes. Larger files are bundles and data."""
 _NO_CODE = frozenset({"node_modules", "vendor", "dist", "build", "target", "__pycache__", "venv", "coverage"})
 
 
@@ -47,10 +48,10 @@ class Use(NamedTuple):
 
 
 def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
-    """Find all uses of icons below a folder or in a file, in order.
+    """Find all uses of icons below a folder or in a file, by file and line.
 
     Raises:
-        UserError: If the folder does not exist, or has no known code file.
+        UserError: If the folder does not exist or has no known code file, or a file cannot be read.
     """
     root = Path(folder)
     if not root.exists():
@@ -62,8 +63,10 @@ def find_uses(folder: str | Path, exclude: Sequence[str] = ()) -> list[Use]:
 
 
 def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> Iterator[Path]:
-    """Yield the code files below a folder that have one of the given suffixes. If `root` is a file, it is always
-    included.
+    """Yield the code files below a folder that have one of the given suffixes, or `root` itself if it is a file.
+
+    Hidden files, minified and large files, folders of packages and build output, and files that match `exclude`
+    (patterns as in .gitignore) are skipped.
     """
     if root.is_file():
         yield root
@@ -75,12 +78,13 @@ def code_files(root: Path, suffixes: frozenset[str], exclude: Sequence[str]) -> 
             path = Path(folder) / name
             if name.rpartition(".")[2].lower() in suffixes and ".min." not in name:
                 inner = path.relative_to(root).as_posix()
-                if not left_out.is_excluded(inner) and path.stat().st_size <= _MAX_BYTES:
+                # A link may lead nowhere, and reading a named pipe could block forever.
+                if not left_out.is_excluded(inner) and path.is_file() and path.stat().st_size <= _MAX_BYTES:
                     yield path
 
 
 def read_code(path: Path) -> str:
-    """Return the text of a code file.
+    """Return the text of a code file. Bytes that are not UTF-8 become replacement characters.
 
     Raises:
         UserError: If the file cannot be read.
@@ -90,7 +94,10 @@ def read_code(path: Path) -> str:
 
 
 def uses_in(text: str, file: str) -> Iterator[Use]:
-    """Yield the uses of icons in a file."""
+    """Yield the uses of icons in the text of a file, in the order of lines.
+
+    An icon is yielded once per line. The line of an imported component is that of its import.
+    """
     found = {(use.line, use.prefix, use.name): None for _, use in _imports(text, file)}
     for number, line_text in enumerate(text.split("\n"), 1):
         for pattern, icon in _IN_LINE:
@@ -182,7 +189,14 @@ letters that all components of its module share, such as `Fa` in `FaTrash`."""
 
 
 def _style_last(name: str, styles: dict[str, str], usual: str = "", at_end: bool = False) -> str:
-    """Move the style word of a name to its end, as in Iconify."""
+    """Replace the style word of a component's name by Iconify's word, at the end of the name.
+
+    Args:
+        name: Name of the component, such as `OutlineHome`.
+        styles: Style words of the components, and Iconify's words for them.
+        usual: Iconify's word for names without a style word.
+        at_end: Whether the style word is at the end of the component's name instead of its start.
+    """
     for word, style in styles.items():
         if at_end and name.endswith(word) and name != word:
             return f"{name.removesuffix(word)}-{style}".rstrip("-")
@@ -252,8 +266,12 @@ def _imports(text: str, file: str) -> Iterator[tuple[str, Use]]:
 
 
 def _icons_of_import(names: str, default: str, module: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the icons that an import refers to: the local name, the prefix of the set, and the name in the set of
-    each.
+    """Yield the local name, the prefix of the set and the name in the set of each icon that an import refers to.
+
+    Args:
+        names: Text between the braces of the import.
+        default: Local name of the default import, or an empty string.
+        module: Name of the module.
     """
     if default:
         yield from ((default, *named) for named in default_icons(module))
@@ -308,7 +326,7 @@ def _font_awesome(match: re.Match[str]) -> Named:
 
 
 def class_prefix(written: str) -> str | None:
-    """Return the prefix of the set in the rest of a CSS class after `i-`, such as `lucide-x` or `mdi:home`.
+    """Return the set's prefix in a CSS class such as `i-lucide-x` or `i-mdi:home`, given the part after `i-`.
 
     The result is the longest prefix of a known set that matches, or None if no prefix matches.
     """
@@ -325,39 +343,46 @@ def _iconify(match: re.Match[str]) -> Named:
     return [(match["prefix"], match["icon"])] if match["prefix"] in known_prefixes() else []
 
 
-def _icons_of_set(prefix: str) -> Callable[[re.Match[str]], Named]:
-    return lambda match: [(prefix, match["icon"])]
-
-
 _ICON = r"(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*)"
 _FONT_CLASS = (
     r"(?<![\w-])(?P<style>fa[srb]?|fa-solid|fa-regular|fa-brands)\s+(?P<rest>fa-[a-z0-9-]+(?:\s+fa-[a-z0-9-]+)*)"
 )
 _LIGATURE = r"class(?:Name)?=[\"'][^\"']*\b{}\b[^\"']*[\"'][^<>]*>\s*(?P<icon>[a-z0-9_]+)\s*<"
-_IN_LINE: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Named]], ...] = tuple(
-    (re.compile(pattern), icon)
-    for pattern, icon in (
-        (rf"['\"`](?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*):{_ICON}['\"`]", _iconify),
-        (r"(?<![\w-])i-(?P<icon>[a-z0-9]+(?:[-:][a-z0-9]+)+)", _unocss),
-        (r"icon-\[(?P<prefix>[a-z0-9-]+?)--(?P<icon>[a-z0-9-]+)\]", _iconify),
-        (_FONT_CLASS, _font_awesome),
-        (rf"(?<![\w-])bi\s+bi-{_ICON}", _icons_of_set("bi")),
-        (rf"(?<![\w-])mdi\s+mdi-{_ICON}", _icons_of_set("mdi")),
-        (rf"(?<![\w-])ti\s+ti-{_ICON}", _icons_of_set("tabler")),
-        (rf"(?<![\w-])ph(?:-(?:bold|fill|light|thin|duotone))?\s+ph-{_ICON}", _icons_of_set("ph")),
-        (r"(?<![\w-])ri-(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*-(?:line|fill))(?![\w-])", _icons_of_set("ri")),
-        (rf"(?<![\w-])bx\s+bx-{_ICON}", _icons_of_set("bx")),
-        (rf"(?<![\w-])bxs?\s+bxs-{_ICON}", _icons_of_set("bxs")),
-        (_LIGATURE.format("material-symbols-(?:outlined|rounded|sharp)"), _icons_of_set("material-symbols")),
-        (_LIGATURE.format("material-icons"), lambda match: [("ic", f"baseline-{match['icon']}")]),
-        (rf"data-lucide=['\"]{_ICON}['\"]", _icons_of_set("lucide")),
-        (rf"data-feather=['\"]{_ICON}['\"]", _icons_of_set("feather")),
-        (rf"<ion-icon[^<>]*\bname=['\"]{_ICON}['\"]", _icons_of_set("ion")),
-        (rf"<sl-icon(?:-button)?[^<>]*\bname=['\"]{_ICON}['\"]", _icons_of_set("bi")),
-        (rf"tabler-sprite[\w-]*\.svg#(?:tabler-)?{_ICON}", _icons_of_set("tabler")),
-        (rf"bootstrap-icons\.svg#{_ICON}", _icons_of_set("bi")),
-        (rf"feather-sprite\.svg#{_ICON}", _icons_of_set("feather")),
-        (rf"(?:lucide-sprite|lucide-static/sprite)\.svg#{_ICON}", _icons_of_set("lucide")),
-    )
+
+
+def _font_class(names: str, start: str, icon: str = _ICON) -> str:
+    """Return the pattern of the two classes of an icon font, such as `bi bi-house`."""
+    return rf"(?<![\w-]){names}\s+{start}-{icon}"
+
+
+_OF_ONE_SET = {
+    "bi": (
+        _font_class("bi", "bi"),
+        rf"<sl-icon(?:-button)?[^<>]*\bname=['\"]{_ICON}['\"]",
+        rf"bootstrap-icons\.svg#{_ICON}",
+    ),
+    "bx": (_font_class("bx", "bx"),),
+    "bxs": (_font_class("bxs?", "bxs"),),
+    "feather": (rf"data-feather=['\"]{_ICON}['\"]", rf"feather-sprite\.svg#{_ICON}"),
+    "ion": (rf"<ion-icon[^<>]*\bname=['\"]{_ICON}['\"]",),
+    "lucide": (rf"data-lucide=['\"]{_ICON}['\"]", rf"(?:lucide-sprite|lucide-static/sprite)\.svg#{_ICON}"),
+    "material-symbols": (_LIGATURE.format("material-symbols-(?:outlined|rounded|sharp)"),),
+    "mdi": (_font_class("mdi", "mdi"),),
+    "ph": (_font_class("ph(?:-(?:bold|fill|light|thin|duotone))?", "ph"),),
+    "ri": (r"(?<![\w-])ri-(?P<icon>[a-z0-9]+(?:-[a-z0-9]+)*-(?:line|fill))(?![\w-])",),
+    "tabler": (_font_class("ti", "ti"), rf"tabler-sprite[\w-]*\.svg#(?:tabler-)?{_ICON}"),
+}
+"""Patterns within a line that identify icons of one set, by the set's prefix."""
+_IN_LINE: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], Named]], ...] = (
+    (re.compile(rf"['\"`](?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*):{_ICON}['\"`]"), _iconify),
+    (re.compile(r"icon-\[(?P<prefix>[a-z0-9-]+?)--(?P<icon>[a-z0-9-]+)\]"), _iconify),
+    (re.compile(r"(?<![\w-])i-(?P<icon>[a-z0-9]+(?:[-:][a-z0-9]+)+)"), _unocss),
+    (re.compile(_FONT_CLASS), _font_awesome),
+    (re.compile(_LIGATURE.format("material-icons")), lambda match: [("ic", f"baseline-{match['icon']}")]),
+    *(
+        (re.compile(pattern), lambda match, prefix=prefix: [(prefix, match["icon"])])
+        for prefix, patterns in _OF_ONE_SET.items()
+        for pattern in patterns
+    ),
 )
 """Patterns within a line, each with a function from a match to its icons."""

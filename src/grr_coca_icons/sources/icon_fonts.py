@@ -1,7 +1,7 @@
 """Icon fonts (TTF, OTF, WOFF, WOFF2): each named glyph becomes an SVG document.
 
-The name of an icon is the ligature used on a page (Material Icons), or else the glyph name. If a font has neither,
-icons are named by their code points, such as `u-e001`.
+The name of an icon is the ligature used on a page (Material Icons), or else the glyph name. An icon with neither is
+named by its code point if this is for private use, such as `u-e001`. Other glyphs, such as letters, are skipped.
 """
 
 import os
@@ -34,7 +34,8 @@ def read_font(path: Path) -> IconSet:
     """Return the icons of a font, in the order of its glyphs.
 
     Raises:
-        UserError: If fonttools is not installed, or the file is not a font or has no drawings.
+        UserError: If fonttools is not installed, or the file cannot be read, is too large, is not a font, or has no
+            icons.
     """
     require_extra("icons", f"{path}: an icon font")
     _require_size(path)
@@ -54,14 +55,19 @@ def read_font(path: Path) -> IconSet:
 
 
 def _require_size(path: Path) -> None:
-    """Check the size of a font, and its declared unpacked size, which unpacking never exceeds."""
+    """Check the size of a font, and its declared unpacked size, which unpacking never exceeds.
+
+    Raises:
+        UserError: If a size exceeds its limit, or the file cannot be read.
+    """
     with read_errors(path), path.open("rb") as file:
         size, head = os.fstat(file.fileno()).st_size, file.read(24)
     unpacked = int.from_bytes(head[16:20], "big") if head[:4] in (b"wOFF", b"wOF2") else 0
-    if size > _MAX_BYTES or unpacked > _MAX_UNPACKED:
-        raise UserError(
-            f"{path}: too large for an icon font ({max(size, unpacked):,} bytes, limit {_MAX_BYTES:,}); reduce it"
-        )
+    for found, limit, state in ((size, _MAX_BYTES, ""), (unpacked, _MAX_UNPACKED, " unpacked")):
+        if found > limit:
+            raise UserError(
+                f"{path}: too large for an icon font ({found:,} bytes{state}, limit {limit:,}); remove glyphs from it"
+            )
 
 
 def _name_record(font: "TTFont", number: int) -> str:

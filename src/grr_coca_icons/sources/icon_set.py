@@ -20,14 +20,12 @@ class Icon:
         name: Name that is unique in its set, such as `trash-2`.
         svg: Complete SVG document.
         aliases: Additional names of the same drawing.
-        tags: Tags from the metadata of the set.
         problem: Reason why the drawing is missing. Empty if it exists.
     """
 
     name: str
     svg: str
     aliases: tuple[str, ...] = ()
-    tags: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -37,7 +35,7 @@ class IconSet:
 
     Attributes:
         prefix: Short name of the set, with which the full names of its icons start (`lucide:trash-2`).
-        package: Name, version and checksum of its npm package.
+        package: Name, version and checksum of its npm package. Empty if it is not from a downloaded package.
         retired: Icons that the set has dropped, but that code may still use.
     """
 

@@ -23,7 +23,7 @@ from grr_coca_icons.sources.icon_set import MAX_SVG, Icon, IconSet, svg_document
 from grr_coca_serve.npm import fetch_archive
 
 SCHEME = "iconify:"
-"""Pattern of an argument such as `iconify:lucide` or `iconify:lucide@1.2.3`."""
+"""Start of an argument such as `iconify:lucide` or `iconify:lucide@1.2.3`."""
 
 _ARGUMENT = re.compile(
     r"iconify:(?P<prefix>[a-z0-9]+(?:-[a-z0-9]+)*)(?:@(?P<version>[\w.+-]+))?(?:#(?P<sha256>[0-9a-f]+))?"
@@ -58,20 +58,20 @@ def _parse_argument(argument: str) -> re.Match[str]:
 
 
 def pin_version(argument: str, pin: str) -> str:
-    """Add the version and checksum of `Package.pin` to an argument `iconify:PREFIX`, unless the argument already has a
-    version.
+    """Add the version and checksum in a text from `Package.pin` to an argument `iconify:PREFIX`.
+
+    The argument is returned unchanged if it already has a version, or the text is not from `Package.pin`.
     """
     found = re.fullmatch(r"@iconify-json/[^@]+@(\S+) sha256-([0-9a-f]{64})", pin)
     return argument if found is None or "@" in argument else f"{argument}@{found[1]}#{found[2]}"
 
 
 def read_package(argument: str) -> IconSet:
-    """Return the icon set that an argument `iconify:PREFIX` names, and download its package if the user's cache lacks
-    it.
+    """Return the icon set that an argument `iconify:PREFIX` names. Its package is downloaded if it is not cached.
 
     Raises:
-        UserError: If the set does not exist, npm is missing or fails, or a downloaded package is corrupt or differs
-            from the version that the argument pins.
+        UserError: If the argument is invalid, the set does not exist, npm is missing or fails, downloads are disabled,
+            or a downloaded package is corrupt or differs from the version that the argument pins.
     """
     prefix = _parse_argument(argument)["prefix"]
     package = find_package(argument)
@@ -79,7 +79,7 @@ def read_package(argument: str) -> IconSet:
 
 
 def find_package(argument: str) -> Package:
-    """Return the package that an argument `iconify:PREFIX` names, and download it if the user's cache lacks it.
+    """Return the package that an argument `iconify:PREFIX` names. It is downloaded if it is not cached.
 
     Raises:
         UserError: As for `read_package`.
@@ -99,13 +99,13 @@ def read_iconify(path: Path) -> IconSet:
     """Read the icon set in a JSON file.
 
     Raises:
-        UserError: If the file is not an Iconify set. The message states the reason.
+        UserError: If the file cannot be read, or is not an Iconify set.
     """
     return parse_json(read_file_bytes(path), str(path))
 
 
 def is_icon_json(content: object) -> bool:
-    """Return whether the content of a JSON file is an Iconify set."""
+    """Return whether the parsed content of a JSON file looks like an Iconify set: it has a prefix and icons."""
     return isinstance(content, dict) and isinstance(content.get("icons"), dict) and "prefix" in content
 
 
@@ -113,7 +113,7 @@ def read_folder(folder: Path) -> IconSet | None:
     """Read the icon set in an unpacked Iconify package, or return None for any other folder.
 
     Raises:
-        UserError: If a file in the package is corrupt.
+        UserError: If a file in the package cannot be read, or is not an Iconify set.
     """
     if not (folder / "icons.json").is_file() or not (folder / "info.json").is_file():
         return None
@@ -126,7 +126,7 @@ def read_archive(path: Path) -> IconSet:
     """Read the icon set in an archive that `npm pack @iconify-json/PREFIX` has written.
 
     Raises:
-        UserError: If the archive is corrupt, or has no icon set.
+        UserError: If the archive cannot be read, is corrupt, or has no icon set.
     """
     return _parse_archive(read_file_bytes(path), str(path), "", "")
 
@@ -140,16 +140,16 @@ def parse_json(content: bytes, name: str, info: bytes | None = None, package: st
     Args:
         content: Content of `icons.json`.
         name: File name for messages.
-        info: Content of `info.json`. None if it is part of `content`.
-        package: See `IconSet`.
+        info: Content of `info.json`. None if the metadata is part of `content`.
+        package: Value of `IconSet.package`.
 
     Raises:
         UserError: If the content is not an Iconify set.
     """
     try:
         about = json.loads(content)
-        metadata = about.get("info") or {} if info is None else json.loads(info)
-    except (ValueError, RecursionError, AttributeError) as error:
+        metadata = json.loads(info) if info is not None else about.get("info") if isinstance(about, dict) else None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{name}: not valid JSON ({error}); pass another file") from error
     if not is_icon_json(about):
         raise UserError(
@@ -233,7 +233,7 @@ def _icon(name: str, icon: object, defaults: Mapping[str, Any], aliases: "list[s
     for key, usual in {"left": 0, "top": 0, "width": 16, "height": 16}.items():
         side = icon.get(key, defaults.get(key, usual))
         if isinstance(side, bool) or not isinstance(side, int | float) or not abs(side) <= _MAX_SIDE:
-            return Icon(name, "", tuple(aliases), problem=f"'{key}' must be a number")
+            return Icon(name, "", tuple(aliases), problem=f"'{key}' must be a number of at most {_MAX_SIDE:,.0f}")
         box.append(float(side))
     if not (box[2] > 0 and box[3] > 0):
         return Icon(name, "", tuple(aliases), problem="its view box is empty")
@@ -304,8 +304,9 @@ def _version_of(path: Path, prefix: str) -> str:
 
 
 def _cached_archive(prefix: str, version: str | None) -> Path | None:
-    """Return the archive of a set in the user's cache, in the given version, or in the newest version if None is
-    given.
+    """Return the archive of a set in the user's cache, or None if the cache does not have it.
+
+    If `version` is None, the newest cached version is returned.
     """
     folder = packages_folder()
     if version is not None:
@@ -347,7 +348,8 @@ def _fetch(prefix: str, version: str | None) -> Path:
 
 
 def _prefix_hint(prefix: str) -> str:
-    """Return a hint for an unknown prefix, which names the most similar one."""
+    """Return a hint for an unknown prefix: the most similar one, or else where to find a list. Empty for a known
+    prefix."""
     known = known_prefixes()
     if prefix in known:
         return ""

@@ -19,7 +19,7 @@ from grr_coca.data.image_files import ImageFile
 from grr_coca.data.sources.base import PACK_SUFFIX, BadSample, Cause, PairSource, RawPair, SourceImage, digest_header
 from grr_coca_icons.icon_names import words_of_name
 from grr_coca_icons.sources import icon_fonts, iconify, sprites
-from grr_coca_icons.sources.icon_set import IconSet
+from grr_coca_icons.sources.icon_set import Icon, IconSet
 
 _VERSION = 2
 _END = 8
@@ -30,8 +30,13 @@ _END = 8
 class PackedIcon:
     """Icon in a pack.
 
-    `offset` and `size` locate its SVG document in the pack. A size of 0 means that the document is missing; `problem`
-    states the reason.
+    Attributes:
+        name: Name that is unique in its set.
+        offset, size: Position and length of its SVG document in the pack, in bytes. If the size is 0, the document is
+            missing.
+        fields: Metadata, see `IconSet.fields`.
+        words: Words of its aliases.
+        problem: Reason why the document is missing. Empty if it exists.
     """
 
     name: str
@@ -50,7 +55,7 @@ class PackedIcons(NamedTuple):
     icons: list[PackedIcon]
 
     def full_name(self, icon: PackedIcon) -> str:
-        """Return the full name of an icon, such as `iconify:lucide: trash-2`."""
+        """Return the argument and the icon's name, such as `iconify:lucide: trash-2`."""
         return f"{self.argument}: {icon.name}"
 
 
@@ -93,7 +98,9 @@ def read_icons(argument: str) -> IconSet | None:
 
 
 def _looks_like_iconify(path: Path) -> bool:
-    """Return whether a JSON file has the keys of an icon set. This avoids parsing tables with millions of rows."""
+    """Return whether the first MiB of a JSON file looks like an icon set. This avoids parsing tables with millions of
+    rows.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(2**20)
@@ -103,7 +110,8 @@ def _looks_like_iconify(path: Path) -> bool:
 
 
 def open_icons(argument: str) -> PackedIcons | None:
-    """Return the packed icons of an argument. Return None if it is not an icon source.
+    """Return the packed icons of an argument, or None if it is not an icon source. A missing pack is written to the
+    cache.
 
     Raises:
         UserError: As for `read_icons`, and if the user's cache cannot be written to.
@@ -127,10 +135,14 @@ def retired_icons(argument: str) -> list[ImageFile]:
     if found is None:
         return []
     return [
-        ImageFile(f"{argument}: {icon.name}", partial(str.encode, icon.svg), None, partial(found.fields, icon))
+        ImageFile(f"{argument}: {icon.name}", partial(_svg_bytes, icon), None, partial(found.fields, icon))
         for icon in found.retired
         if icon.svg
     ]
+
+
+def _svg_bytes(icon: Icon) -> bytes:
+    return icon.svg.encode("utf-8", "replace")  # a JSON file may contain half of a surrogate pair
 
 
 def _pack(icons: IconSet) -> tuple[Path, list[PackedIcon]]:
@@ -151,8 +163,8 @@ def _write(path: Path, icons: IconSet) -> None:
     listed: list[dict[str, Any]] = []
     offset = 0
     for icon in icons.icons:
-        svg = icon.svg.encode("utf-8", "replace")
-        words = list(dict.fromkeys(words_of_name(word) for word in (*icon.aliases, *icon.tags)))
+        svg = _svg_bytes(icon)
+        words = list(dict.fromkeys(map(words_of_name, icon.aliases)))
         listed.append(
             {
                 "name": icon.name,
@@ -199,12 +211,16 @@ class IconPairs(PairSource):
         return len(self._icons)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield a digest of the icons, which covers drawings, names, aliases, author and licence."""
+        """Yield the parts of the digest of the icons, which covers drawings, names, aliases and the set's metadata."""
         yield digest_header(self)
         yield self._packed.file.parent.name.encode()
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair."""
+        """Read the pair with an index.
+
+        Raises:
+            BadSample: If the drawing is missing, or the name has no words.
+        """
         icon = self._icons[index]
         image = self.image(index)
         first, *more = self.captions(index)
@@ -212,7 +228,11 @@ class IconPairs(PairSource):
         return RawPair(icon.name, name, image, first, more_captions=tuple(more), image_name=name)
 
     def image(self, index: int) -> bytes:
-        """Read the SVG of an icon."""
+        """Read the SVG of an icon.
+
+        Raises:
+            BadSample: If the drawing is missing.
+        """
         icon = self._icons[index]
         if not icon.size:
             raise BadSample(f"{self.name(index)}: {icon.problem}", Cause.BROKEN_IMAGE)
@@ -221,7 +241,11 @@ class IconPairs(PairSource):
             return file.read(icon.size)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Return the words of an icon's name and of its other names."""
+        """Return the words of an icon's name, then those of each alias.
+
+        Raises:
+            BadSample: If the name has no letters or digits.
+        """
         icon = self._icons[index]
         own = words_of_name(icon.name)
         if not own:
@@ -233,7 +257,7 @@ class IconPairs(PairSource):
         return self._packed.full_name(self._icons[index])
 
     def container(self, index: int) -> str:  # noqa: ARG002 (all are in one)
-        """Return the source of the icons."""
+        """Return the argument from which the icons come, which is the same for all of them."""
         return self._packed.argument
 
 
@@ -245,16 +269,28 @@ class IconReader:
         return argument.startswith(iconify.SCHEME)
 
     def find_file(self, argument: str) -> Path:
-        """Return the archive of a package, which is downloaded only once."""
+        """Return the archive of the package for an argument `iconify:PREFIX`. It is downloaded if it is not cached.
+
+        Raises:
+            UserError: As for `iconify.find_package`.
+        """
         return iconify.find_package(argument).file
 
     def open(self, argument: str) -> IconPairs | None:
-        """Open the icons of an argument as pairs. Return None if it is not an icon source."""
+        """Open the icons of an argument as pairs. Return None if it is not an icon source.
+
+        Raises:
+            UserError: As for `open_icons`.
+        """
         packed = open_icons(argument)
         return None if packed is None else IconPairs(packed)
 
     def images(self, argument: str) -> list[SourceImage] | None:
-        """Return the icons of an argument as images. Return None if it is not an icon source."""
+        """Return the icons of an argument as images. Return None if it is not an icon source.
+
+        Raises:
+            UserError: As for `open_icons`.
+        """
         packed = open_icons(argument)
         if packed is None:
             return None

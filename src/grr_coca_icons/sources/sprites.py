@@ -24,12 +24,13 @@ _DEFAULT_BOX = (0.0, 0.0, 24.0, 24.0)
 
 
 def read_sprite(path: Path) -> IconSet | None:
-    """Return the icons of a sprite, in order, or None if the file is an ordinary drawing.
+    """Return the icons of a sprite, in order, or None if the file is not a sprite.
 
-    An ordinary drawing displays something itself, whereas a sprite defines symbols and displays none of them.
+    A sprite defines symbols, and displays nothing itself. Missing files, and files that are too large for an image,
+    also give None, because other readers report them.
 
     Raises:
-        UserError: If the file has symbols, but is invalid XML or declares entities.
+        UserError: If the file cannot be read, or contains `symbol` and is invalid XML or declares entities.
     """
     if not path.is_file():
         return None
@@ -47,7 +48,7 @@ def read_sprite(path: Path) -> IconSet | None:
     icons: dict[str, Icon] = {}
     for symbol in symbols:
         icon = _icon(escape_control_chars(symbol.get("id", "")), symbol, root, named)
-        icons.setdefault(icon.name, icon)  # if names are duplicate, the first counts, as in a browser
+        icons.setdefault(icon.name, icon)  # the first of several symbols with one id counts, as in a browser
     return IconSet(prefix=path.stem, icons=list(icons.values()))
 
 
@@ -109,7 +110,11 @@ _PRESENTATION_ATTRIBUTES = frozenset({
 
 
 def _referenced_elements(group: Element, named: dict[str, Element]) -> Iterator[Element]:
-    """Yield the elements of the sprite that an icon refers to, directly or indirectly."""
+    """Yield the elements of the sprite that an icon refers to, directly or indirectly, each in a `<defs>` element.
+
+    Raises:
+        ValueError: If there are more than `_MAX_REFERENCES` such elements.
+    """
     inside = {element.get("id") for element in group.iter()}
     waiting, seen = [group], set(inside)
     while waiting:

@@ -41,7 +41,7 @@ _CELL, _COLUMNS, _MAX_CELLS = 72, 6, 18
 
 
 class ToolAnswer(NamedTuple):
-    """Answer of a tool: JSON text, and a PNG file, which is empty if there are no images."""
+    """Answer of a tool: JSON text, and the bytes of a PNG file, which are empty if the answer has no images."""
 
     text: str
     picture: bytes = b""
@@ -50,7 +50,8 @@ class ToolAnswer(NamedTuple):
 class IconTools:
     """Tools for icon indexes. All methods may be called from any thread, and only one runs at a time.
 
-    The tools use the current state of the indexes, and reopen an index that was replaced.
+    The tools use the current state of the indexes, and reopen an index that was replaced. They raise `UserError` if an
+    argument is invalid, or an index or the passed image cannot be read.
 
     Args:
         indexes: Indexes, by their names in the tools. They stay open.
@@ -86,14 +87,14 @@ class IconTools:
     # --- Tools
 
     def search_icons(self, query: str, index: str | None = None, limit: int = 12) -> ToolAnswer:
-        """Find icons by their content."""
+        """Find the icons whose images fit a text best, in all indexes or in the given index."""
         with self._lock:
             return self._search_all(index, limit, lambda one, n: one.search(_require_short(query), n))
 
     def search_by_picture(
         self, data: str | None = None, file: str | None = None, index: str | None = None, limit: int = 12
     ) -> ToolAnswer:
-        """Find icons similar to an image."""
+        """Find the icons most similar to an image, which is either `data` (base64 or SVG) or `file`."""
         with self._lock:
             picture = self._picture(data, file)
             return self._search_all(index, limit, lambda one, n: one.search(image=picture, n=n))
@@ -101,7 +102,11 @@ class IconTools:
     def match_icons(
         self, icons: Sequence[str], index: str | None = None, limit: int = 3, pictures: bool = False
     ) -> ToolAnswer:
-        """Find the equivalents of icons in all other indexes, or in the given index."""
+        """Find the equivalents of icons in all other indexes, or in the given index.
+
+        For a name that no index has, the answer has the most similar names, as in `check_names`. With `pictures`, the
+        answer has a contact sheet of the icons and their equivalents.
+        """
         names = _names(icons)
         with self._lock:
             count, each = _require_limit(limit), self._requested_indexes(index)
@@ -110,7 +115,9 @@ class IconTools:
             for own in dict.fromkeys(known[0] for known in found.values() if known is not None):
                 others = [name for name in each if name != own or index is not None]
                 if not others:
-                    raise UserError(f"'{own}' is the only index, so it has no equivalents; serve another index as well")
+                    raise UserError(
+                        f"'{own}' is the only index, so its icons have no equivalents; serve another index as well"
+                    )
                 rows = sorted({known[1] for known in found.values() if known is not None and known[0] == own})
                 source = self._picture_set(own).set
                 for other in others:
@@ -135,7 +142,7 @@ class IconTools:
             return ToolAnswer(_json(answers), self._sheet(cells))
 
     def caption_picture(self, data: str | None = None, file: str | None = None) -> ToolAnswer:
-        """Caption an image."""
+        """Caption an image, which is either `data` (base64 or SVG) or `file`."""
         with self._lock:
             described = self._model.loaded.describe(self._picture(data, file))
             assert not isinstance(described, list)
@@ -224,7 +231,11 @@ class IconTools:
         return self._sets[name][1]
 
     def _find(self, icon: str) -> tuple[str, int]:
-        """Return the index that contains an icon, and the icon's row in it."""
+        """Return the index that contains an icon, and the icon's row in it.
+
+        Raises:
+            UserError: If no index has the icon.
+        """
         known = self._locate(icon)
         if known is not None:
             return known
@@ -237,7 +248,7 @@ class IconTools:
         return next(((own, row) for own, row in found if row is not None), None)
 
     def _nearest(self, icon: str) -> list[str]:
-        """Return the three most likely icons for a name.
+        """Return the full names of at most three icons that an unknown name may refer to, best first.
 
         They are from the first index that contains the set in the name's prefix or, if no index does, from the first
         index of all.
@@ -268,7 +279,8 @@ class IconTools:
 
     def _picture(self, data: str | None, file: str | None) -> Image.Image:
         if (data is None) == (file is None):
-            raise UserError("pass an image, either as data (base64 or SVG) or as file, not both")
+            is_file = " or as file, not both" if self.reads_files else ""
+            raise UserError(f"pass an image as data (base64 or SVG){is_file}")
         if data is not None:
             content = data.encode() if data.lstrip().startswith("<") else _decode_base64(data)
         else:
@@ -278,7 +290,7 @@ class IconTools:
         return self._decode(content, "the picture", _MAX_SIDE)
 
     def _sheet(self, contents: Sequence[bytes]) -> bytes:
-        """Return a small PNG file with the images in rows, on white."""
+        """Return a small PNG file with the first 18 images in rows, on white. Empty if there are no images."""
         shown = contents[:_MAX_CELLS]
         rows = -(-len(shown) // _COLUMNS)
         if not rows:
@@ -364,7 +376,8 @@ def _require_limit(limit: int) -> int:
 
 
 def _one_line(text: str) -> str:
-    """Convert a text from a file to one line, without characters that change the text direction."""
+    """Convert a text from a file to one line of at most 500 characters, without those that change the text
+    direction."""
     return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", escape_control_chars(text))[:500]
 
 

@@ -51,7 +51,7 @@ _TOOLS: Mapping[str, tuple[str, dict[str, Any], list[str]]] = {
         [],
     ),
     "match_icons": (
-        "Find the equivalents of icons in other sets, with the probability that they are. The list may be empty.",
+        "Find the equivalents of icons in other sets, each with its probability. The list is empty if none is likely.",
         {
             "icons": {**_NAMES, "description": "such as lucide:trash-2, Trash2"},
             "index": _INDEX,
@@ -63,7 +63,7 @@ _TOOLS: Mapping[str, tuple[str, dict[str, Any], list[str]]] = {
     "caption_picture": ("Describe a picture in a few words.", _PICTURE, []),
     "get_icon": ("Return an icon's SVG, its licence, and lines of code that use it.", {"icon": _TEXT}, ["icon"]),
     "check_names": (
-        "Check which names of icons exist, and find the nearest that do.",
+        "Check which names of icons exist, and find the most similar existing names for the others.",
         {"names": _NAMES},
         ["names"],
     ),
@@ -72,7 +72,7 @@ _TOOLS: Mapping[str, tuple[str, dict[str, Any], list[str]]] = {
 
 
 def tool_descriptions(*, reads_files: bool) -> list[Tool]:
-    """Return the tool descriptions for clients."""
+    """Return the descriptions of the tools for clients. Without `reads_files`, images cannot be passed as files."""
     return [
         Tool(
             name=name,
@@ -125,14 +125,15 @@ def _checked_call(tools: IconTools, name: str, arguments: Mapping[str, Any]) -> 
     if name not in _TOOLS:
         raise UserError(f"unknown tool '{name[:100]}'; valid names: {', '.join(_TOOLS)}")
     _, properties, required = _TOOLS[name]
+    properties = {key: value for key, value in properties.items() if tools.reads_files or key != "file"}
     kinds = {"string": str, "integer": int, "array": list}
     for key, value in arguments.items():
-        if key not in properties or (key == "file" and not tools.reads_files):
+        if key not in properties:
             raise UserError(f"{name}: unknown argument '{key[:100]}'; valid names: {', '.join(properties)}")
         kind = properties[key]["type"]
         is_right = isinstance(value, bool) if kind == "boolean" else isinstance(value, kinds[kind])
         if value is not None and not (is_right and isinstance(value, bool) == (kind == "boolean")):
-            raise UserError(f"{name}: '{key}' must be of type {properties[key]['type']}")
+            raise UserError(f"{name}: '{key}' must be of type {properties[key]['type']}, got {str(value)[:100]!r}")
     for key in required:
         if arguments.get(key) is None:
             raise UserError(f"{name}: '{key}' is missing; pass it")

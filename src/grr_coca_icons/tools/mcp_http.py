@@ -43,7 +43,8 @@ class McpEndpoint:
         """Answer a request.
 
         Raises:
-            RequestError: If the tools are unavailable, the request is invalid, or the queue is full.
+            RequestError: If the server has no index or no package mcp, the method is not POST, the queue is full, or
+                the index is unavailable.
         """
         if self._index is None:
             raise RequestError(404, "/mcp needs an index; pass one to grr-coca serve")

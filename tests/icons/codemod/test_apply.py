@@ -127,7 +127,7 @@ def test_links_do_not_change(app, tmp_path):
 def test_file_that_changed_during_the_run_is_not_written(app):
     plan = plan_of(app)
     (app / "src" / "a.tsx").write_text("new")
-    with pytest.raises(UserError, match="changed while it was read"):
+    with pytest.raises(UserError, match="changed since it was read"):
         plan.write(app)
     assert (app / "src" / "a.tsx").read_text() == "new"
 

@@ -217,7 +217,7 @@ def test_parameters_next_to_the_weights_report_corruption(tmp_path):
     content = to_dict(numbers)
     content["with_names"]["weights"] = {"colour": 1.0}
     (tmp_path / "match.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"match\.json.*'weights' must have the keys picture"):
+    with pytest.raises(UserError, match=r"match\.json.*'weights' must be finite numbers with keys among picture"):
         match_numbers(tmp_path)
 
 
@@ -263,6 +263,7 @@ def test_flat_objects_and_tables_are_maps(tmp_path, name, content):
         ("a.json", '{"format": 9, "icons": {}}', "unsupported map format 9; this version supports 1"),
         ("a.json", '{"format": 1, "icons": {"a": 3}}', "'a': expected the name of an icon, or null"),
         ("a.csv", "one\n", "expected two columns"),
+        ("a.csv", "a,b\rc,d\n", "not a table"),
     ],
 )
 def test_invalid_map_reports_one_line(tmp_path, name, content, message):
@@ -316,6 +317,12 @@ def test_table_with_unknown_names_or_unlikely_pairs_is_reported(sides):
     assert misspelled == UnknownIcon(
         icon="bin", equivalent="two:hom", name="two:hom", nearest="two:home", sets=("two",)
     )
+
+
+def test_all_entries_of_one_icon_are_checked(sides):
+    table = {"one:bin": "two:night", "bin": "two:trash"}
+    (wrong,) = check_map(table, *lookups(sides), BY_PICTURE)
+    assert (wrong.icon, wrong.equivalent, wrong.likelier) == ("one:bin", "two:night", "two:trash")
 
 
 def test_each_finding_is_one_line():

@@ -62,6 +62,12 @@ def test_use_has_its_file_and_line(tmp_path):
     assert use.location == f"{tmp_path}/src/a.tsx:3"
 
 
+def test_links_without_target_are_skipped(tmp_path):
+    (tmp_path / "a.tsx").write_text("'mdi:home'")
+    (tmp_path / "gone.tsx").symlink_to(tmp_path / "missing.tsx")
+    assert [use.name for use in find_uses(tmp_path)] == ["home"]
+
+
 def test_other_languages_are_text_and_no_code_is_an_error(tmp_path):
     (tmp_path / "view.templ").write_text('<i data-lucide="x"></i>')
     assert len(find_uses(tmp_path)) == 1

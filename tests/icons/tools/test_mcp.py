@@ -180,7 +180,7 @@ def test_text_of_files_is_data_on_one_line(call):
     [
         ("delete_everything", {}, "unknown tool 'delete_everything'"),
         ("search_icons", {}, "'query' is missing"),
-        ("search_icons", {"query": 3}, "'query' must be of type string"),
+        ("search_icons", {"query": 3}, "'query' must be of type string, got '3'"),
         ("search_icons", {"query": "a", "path": "/etc"}, "unknown argument 'path'"),
         ("search_icons", {"query": "a", "limit": 10_000}, "must be from 1 to 50"),
         ("search_icons", {"query": "a", "index": "three"}, "unknown index 'three'; valid names: one, two"),
@@ -208,6 +208,7 @@ def test_no_file_is_read_over_http(indexes):
 
     result = anyio.run(work)
     assert result.is_error
+    assert "unknown argument 'file'; valid names: data, index, limit" in result.content[0].text
 
 
 def test_images_are_read_only_from_files_of_an_index(indexes, tmp_path, monkeypatch):
@@ -221,7 +222,7 @@ def test_images_are_read_only_from_files_of_an_index(indexes, tmp_path, monkeypa
         assert [row["icon"] for row in json.loads(found.text)] == ["moons:moon"]
         with pytest.raises(UserError, match=r"the file cannot be read \(No such file or directory\)"):
             tools.search_by_picture(file=str(tmp_path / "moons" / "gone.svg"))
-        with pytest.raises(UserError, match="'moons' is the only index, so it has no equivalents"):
+        with pytest.raises(UserError, match="'moons' is the only index, so its icons have no equivalents"):
             tools.match_icons(["moons:moon"], pictures=True)
         with pytest.raises(UserError, match="server files cannot be read; pass the image as data"):
             IconTools({"moons": index}, reads_files=False).search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))

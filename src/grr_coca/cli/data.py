@@ -337,7 +337,7 @@ def _format_stats(stats: "DatasetStats") -> str:
             lines.append(f"duplicate {name:<8} {number:,}")
     if stats.vocabulary is not None:
         lines.append(f"different words   {stats.vocabulary:,}")
-    lines.append("words a caption")
+    lines.append("words per caption")
     largest = max(stats.word_histogram().values(), default=1)
     for words, count in stats.word_histogram().items():
         lines.append(f"  {words:>7}  {count:>9,}  {'█' * round(40 * count / max(largest, 1))}")

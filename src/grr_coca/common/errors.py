@@ -16,6 +16,8 @@ NOTES = logging.getLogger("grr_coca.notes")
 _MAX_COMPARED = 200
 """Maximum number of characters of an unknown name that are compared with other names. Untrusted input can be megabytes
 long."""
+_MAX_LISTED = 40
+"""Maximum number of valid names that a message lists. A model can have hundreds of names of parameters."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters, line ends, and marks that change the direction of the text after them."""
 
@@ -57,7 +59,8 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
     guess = difflib.get_close_matches(name[:_MAX_COMPARED], valid, n=1, cutoff=0.5)
     if guess:
         return f"did you mean '{guess[0]}'?"
-    return "valid names: " + ", ".join(valid)
+    more = f" and {len(valid) - _MAX_LISTED:,} more" if len(valid) > _MAX_LISTED else ""
+    return f"valid names: {', '.join(valid[:_MAX_LISTED])}{more}" if valid else "no names are available"
 
 
 def suggest_multiples(number: int, factor: int) -> str:

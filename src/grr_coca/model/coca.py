@@ -352,7 +352,7 @@ class CoCa(nn.Module):
     ) -> CoCaOutput:
         """Embed images and texts, and compute the states from which the next tokens are predicted.
 
-        `Batch` describes the inputs.
+        `grr_coca.data.batch.Batch` describes the inputs.
 
         `image_of` is the index of each text's image, if several texts share an image. If None, text i belongs to image
         i.

@@ -94,7 +94,10 @@ class Progress:
         return {**means, **skipped, **{f"replaced/{cause}": float(n) for cause, n in sorted(self.replaced.items())}}
 
     def record_if_best(self, name: str, value: float, step: int) -> bool:
-        """Return whether a validation score is better than all earlier scores. If so, record it as the best."""
+        """Return whether a validation score is better than all earlier scores. If so, record it and its step as best.
+
+        A score that is not finite is never the best.
+        """
         if score_to_maximize(name, value) <= (-math.inf if self.best is None else score_to_maximize(name, self.best)):
             return False
         self.best, self.best_step = value, step
@@ -228,7 +231,11 @@ def device_use(device: torch.device) -> dict[str, float]:
 
 
 class Throughput:
-    """Throughput in pairs per second since the last line of the log, excluding validation and saving."""
+    """Meter of a run's throughput in pairs per second. Call `add` after each step.
+
+    Args:
+        batch_size: Number of pairs per step.
+    """
 
     def __init__(self, batch_size: int) -> None:
         self._batch_size = batch_size
@@ -237,7 +244,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Restart the clock."""
+        """Restart the clock, so that the work since the last step, such as validation, is not counted."""
         self._began = time.monotonic()
 
     def add(self) -> None:

@@ -34,6 +34,12 @@ class Muon(Optimizer):
 
     A sharded matrix (DTensor) is gathered, orthogonalized completely on every rank, and sharded again, so the result of
     a step does not depend on the number of ranks.
+
+    Args:
+        params: Matrices, or parameter groups of matrices.
+        lr: Learning rate of groups that set none.
+        precision: Precision of the orthogonalization.
+        momentum: Decay rate of the running mean of gradients.
     """
 
     def __init__(

@@ -30,6 +30,11 @@ FROZEN_MODULES: dict[FrozenPart, tuple[str, ...]] = {
 def freeze(model: CoCa, parts: Sequence[FrozenPart], learning_rates: Mapping[str, float] | None = None) -> None:
     """Freeze the named parts of a model, and parts whose learning rate is 0, in place.
 
+    Args:
+        model: Model to change.
+        parts: Names of parts; see `FROZEN_MODULES`.
+        learning_rates: Peak learning rates by prefix of the parameter names; see `peak_rates`.
+
     Raises:
         UserError: If no trainable part remains, the model does not have one of the parts, or a learning rate applies to
             no parameter, or only to frozen parameters.

@@ -305,18 +305,18 @@ FREE_KEYS = (
 
 
 class NoReadableCheckpointError(UserError):
-    """A run has checkpoints, but none of them can be read."""
+    """Error of a run that has checkpoints, none of which can be read."""
 
 
 def resume_point(out: Path, recipe: Recipe, origin: Origin | None = None) -> Path | None:
-    """Return the newest intact checkpoint of a run folder, or None if none exists yet.
+    """Return the newest intact checkpoint of a run folder, or None if the run has no checkpoint yet.
+
+    Corrupt checkpoints are skipped with a warning.
 
     Args:
         out: Run folder.
         recipe: Recipe of the run.
         origin: Start checkpoint of the run. If None, the start checkpoints are not compared.
-
-    If the newest checkpoint is corrupt, an older one is returned, with a warning.
 
     Raises:
         NoReadableCheckpointError: If checkpoints exist, but all of them are corrupt or cannot be read.

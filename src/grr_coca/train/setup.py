@@ -81,7 +81,7 @@ def data_state(recipe: Recipe, pairs: PairSource, val: PairSource) -> DataState:
     """Return the fingerprint of the pairs that `training_sources` opened for a recipe, and of its teacher.
 
     Raises:
-        UserError: If the teacher's folder is missing or corrupt, or has other captions.
+        UserError: If the teacher's folder is missing or corrupt, lacks a caption, or no installed package can read it.
     """
     parts = pairs.sources if recipe.data.mix and isinstance(pairs, Chain) else [pairs]
     states = [SourceState(len(source), source_digest(source)) for source in (*parts, val)]

@@ -394,7 +394,7 @@ class CoCa(nn.Module):
     ) -> tuple[Float[Tensor, "B P D"], TokenMask]:
         """Return the tokens that the poolers read: first the tokens of the images, then those of the features."""
         if self.feature_encoder is None:
-            assert self.image_encoder is not None, "the config refuses this"
+            assert self.image_encoder is not None, "the config rejects this"
             return self.image_encoder(images, kept_patches), None
         assert features is not None, "this model takes features"
         tokens, mask = self.feature_encoder(features), features.mask

@@ -236,8 +236,8 @@ class PoolersConfig:
     """Attentional poolers, which have the width of the text decoder.
 
     Attributes:
-        num_queries: Number of learned queries of the captioning pooler, and thus of image tokens. If None, the model
-            has no captioning pooler, and captions attend to the patch tokens.
+        num_queries: Number of learned queries of the captioning pooler, or of the only pooler. If None, the model has
+            no captioning pooler, and captions attend to the patch tokens.
         num_heads: Number of attention heads of each pooler.
         norm: Kind of norm in the poolers.
         arrangement: Way in which the poolers are combined. In a `cascade`, the contrastive pooler reads the tokens of

@@ -23,7 +23,25 @@ from grr_coca.model.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Depths, widths and lengths of a model. Its parts are determined by the preset."""
+    """Depths, widths and lengths of a model. Its parts are determined by the preset.
+
+    Attributes:
+        image_size: Side of an image in pixels.
+        patch_size: Side of a patch in pixels.
+        image_layers: Number of layers in the image encoder.
+        image_dim: Width of the image encoder.
+        image_heads: Number of attention heads in the image encoder.
+        text_layers: Number of layers in the unimodal half of the text decoder. The multimodal half has the same number.
+        text_dim: Width of the text decoder and of the poolers.
+        text_heads: Number of attention heads in the text decoder, and in the poolers of all presets except
+            `open_clip_coca`.
+        vocab_size: Number of token ids. The tokenizer of a new model replaces this number.
+        context_length: Maximum number of tokens in a caption, including [BOS], [EOS] and [CLS].
+        num_queries: Number of queries of the captioning pooler.
+        embed_dim: Width of the joint embedding space.
+        multimodal_mlp_ratio: Width of a GELU feed-forward layer in the multimodal decoder, in units of `text_dim`. A
+            GEGLU layer has about two thirds of this width.
+    """
 
     image_size: int
     patch_size: int
@@ -31,7 +49,6 @@ class Size:
     image_dim: int
     image_heads: int
     text_layers: int
-    """Number of layers in the unimodal half. The multimodal half has the same number."""
     text_dim: int
     text_heads: int
     vocab_size: int
@@ -39,7 +56,6 @@ class Size:
     num_queries: int
     embed_dim: int
     multimodal_mlp_ratio: int = 4
-    """Width of the multimodal decoder's GELU feed-forward, in units of `text_dim`."""
 
     def with_sizes(
         self,

@@ -575,7 +575,7 @@ def _nearest_rows(rows: Float[np.ndarray, "n F"], others: Float[np.ndarray, "m F
 
 
 _LARGE_GALLERY = 100
-"""Minimum number of images per fold for recall@10. In a smaller fold, ten results include nearly every image."""
+"""Minimum number of images in the first fold for recall@10. In a smaller fold, ten results are a large part of it."""
 
 
 def _learning_curve(

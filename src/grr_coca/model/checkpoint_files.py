@@ -44,8 +44,8 @@ TAGS, TAG_VECTORS = "tags.json", "tags.safetensors"
 THESAURUS = "thesaurus.txt"
 FITTED_FILES = (CONFIDENCE, PHOTOGRAPHS, RELEVANCE, MATCHING, TAGS, TAG_VECTORS, THESAURUS)
 """Files with parameters that were fitted to a model, for caption confidence, photographs, search hits, matches, tags
-(parameters and word vectors) and related words. See `grr_coca.infer.calibration`, `grr_coca_search.relevance`,
-`grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags` and `grr_coca_search.query`.
+(parameters and word vectors) and related words. See `grr_coca.infer.calibration`, `grr_coca.infer.photographs`,
+`grr_coca_search.relevance`, `grr_coca_icons.match.match_numbers`, `grr_coca.infer.tags` and `grr_coca_search.query`.
 """
 BEST_FILE = "best.json"
 """File that names the step of the best checkpoint. It is next to the checkpoints of a run with `keep_best`."""

@@ -330,7 +330,10 @@ def _architecture_of(values: Mapping[tuple[str, ...], object], where: str) -> st
     for path, value in values.items():
         choices = {FIXED_KEYS[path], *(architecture.keys[path] for architecture in installed.values())}
         if value not in choices:
-            raise UserError(f"{where}: {'.'.join(path)}: must be {_quote_names(choices)}, got {value!r}")
+            raise UserError(
+                f"{where}: {'.'.join(path)}: must be {_quote_names(choices)}, got {value!r}; correct it, or install "
+                "the package that provides the model's architecture"
+            )
     other, own = (
         next(".".join(path) for path, value in values.items() if (value == FIXED_KEYS[path]) is is_own)
         for is_own in (False, True)

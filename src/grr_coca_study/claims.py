@@ -1,4 +1,4 @@
-"""Locks of runs, for processes that share a folder, perhaps on several machines.
+"""Claims: locks of runs for processes that share a folder, perhaps on several machines.
 
 A claim is a hidden file next to the rows, `.NAME.claim-N`. The process that creates the file holds the claim, because
 no two processes can create the same file, even on a network file system. The holder renews the file's time every
@@ -38,7 +38,7 @@ _FREE = "free"
 
 @dataclass(frozen=True)
 class Claim:
-    """Claim of this process or of a child process: the path of its file, and its number."""
+    """Claim on a run: the folder of its file, the name of the run, and the number of the claim."""
 
     folder: Path
     name: str
@@ -66,7 +66,15 @@ class Claim:
             self.write({**holder, "processes": sorted({*holder["processes"], os.getpid()})})
 
     def write(self, holder: object, mode: Literal["xb", "r+b"] = "r+b") -> None:
-        """Write the file. The mode `xb` creates a new file, and `r+b` overwrites an existing one."""
+        """Write the claim's file as JSON.
+
+        Args:
+            holder: Content of the file.
+            mode: `xb` to create a new file, or `r+b` to overwrite an existing one.
+
+        Raises:
+            OSError: If the file cannot be written, already exists (`xb`), or does not exist (`r+b`).
+        """
         with self.path.open(mode) as file:
             file.truncate()
             file.write(json.dumps(holder).encode())
@@ -90,7 +98,7 @@ class RunLocks:
         self._seen: dict[str, tuple[object, float]] = {}
 
     def acquire(self, name: str) -> Claim | None:
-        """Claim a run, or return None if another process has claimed it.
+        """Claim a run, and return the claim, or None if another process holds it or is faster.
 
         Raises:
             UserError: If the folder cannot be written to.
@@ -104,12 +112,14 @@ class RunLocks:
         except FileExistsError:  # another process was faster
             return None
         except OSError as error:
-            raise UserError(f"{claim.path}: cannot be written ({error.strerror or error})") from error
+            raise UserError(
+                f"{claim.path}: cannot be written ({error.strerror or error}); use a folder that can be written to"
+            ) from error
         self._held[name] = claim
         return claim
 
     def renew(self) -> None:
-        """Renew all claims, if the last renewal was at least a minute ago."""
+        """Renew all claims of this process, if the last renewal was at least `renewed_every` seconds ago."""
         if time.monotonic() - self._renewed < self.renewed_every:
             return
         self._renewed = time.monotonic()

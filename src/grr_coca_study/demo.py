@@ -1,4 +1,4 @@
-"""Demo: its plan, the choice of the longest schedule that fits the available time on this machine, and its folder.
+"""Demo: its plan, the choice of the longest schedule that fits into the available time, its folder, and its results.
 
 | file | content |
 |---|---|
@@ -85,7 +85,7 @@ def demo_recipes(plan: DemoPlan) -> dict[str, Recipe]:
 
 
 def with_precisions(plan: DemoPlan) -> DemoPlan:
-    """Replace `auto` in the plan by the faster precision, which is the same for both arms."""
+    """Return the plan with the precisions that are faster on this machine in place of `auto`, for both arms."""
     pretrain = next(iter(demo_recipes(plan).values()))
     assert pretrain.model is not None, "the plan was checked"
     assert pretrain.tokenizer is not None, "the plan was checked"
@@ -94,7 +94,11 @@ def with_precisions(plan: DemoPlan) -> DemoPlan:
 
 
 def measure_arm_speed(plan: DemoPlan, name: str) -> TrainingSpeed:
-    """Return the speed of an arm in pretraining."""
+    """Measure the speed of an arm in pretraining, in a worker process.
+
+    Raises:
+        UserError: If the parent process has requested a stop.
+    """
     device = usable_device()
     recipe = stage_recipe(plan, find_arm(plan, name), stage_names(plan)[0], plan.seeds[0], {})
     return measure_speed(recipe, new_checkpoint(recipe, Ranks.current(device)), device, raise_if_stopped)
@@ -110,8 +114,11 @@ _RESERVE = 1.04
 
 @dataclass(frozen=True)
 class Schedule:
-    """Number of pretraining steps, duration of the complete demo in minutes, and the R@1 on the showcase that these
-    steps reached (None if it was not measured).
+    """Number of pretraining steps of a demo.
+
+    Attributes:
+        minutes: Expected duration of the complete demo on this machine.
+        reached: R@1 on the showcase that these steps reached. None if it was not measured.
     """
 
     steps: int
@@ -120,7 +127,7 @@ class Schedule:
 
 
 def timed_schedules(plan: DemoPlan, speeds: Sequence[TrainingSpeed], seconds_spent: float = 0.0) -> list[Schedule]:
-    """Return the schedules of a plan with their durations, shortest first.
+    """Return the schedules of a plan with their expected durations, shortest first.
 
     Args:
         plan: Plan without `auto`.
@@ -240,7 +247,7 @@ _HEAT_MAP_DPI = 70
 
 
 def finish_demo(plan: DemoPlan, out: Path, workers: Workers) -> str:
-    """Write the pictures and the report of a demo whose runs have finished, and return the table.
+    """Write the pictures and the report of a demo whose runs have finished, and return the table as text.
 
     Raises:
         UserError: If an arm diverged, or the disk is full or cannot be written to. The runs are saved.

@@ -22,7 +22,7 @@ def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) ->
         title: Title of the page.
         markdown: Text in CommonMark with tables. HTML in the text is shown as text.
         pictures: Pictures by their address in the Markdown, as the text of an SVG file or the bytes of a WebP file. A
-            missing picture is replaced by its name.
+            missing picture is replaced by its alternative text.
     """
     reader = MarkdownIt("commonmark", {"html": False}).enable("table")
     reader.add_render_rule("image", _image)
@@ -38,7 +38,7 @@ def html_page(title: str, markdown: str, pictures: Mapping[str, str | bytes]) ->
 
 
 def escape_markdown(text: str) -> str:
-    """Escape a text from a user or model for Markdown, on one line."""
+    """Escape a text from a user or model for Markdown. Line breaks and runs of spaces become single spaces."""
     return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
 
 

@@ -6,7 +6,7 @@
 | `plan.yaml` | the plan of the study |
 | `digests.json` | digests of recipes and data; rows with other digests do not count |
 
-A report reads only these files and the images in `showcase/`.
+A report reads only these files, the images in `showcase/` and, for a demo, those in `exhibits/`.
 """
 
 import json
@@ -210,7 +210,7 @@ def _best_row(
 
 
 def _valid_rows(plan: Plan, rows: Iterable[LedgerRow], digests: Digests, notes: list[str]) -> _Rows:
-    """Return the valid rows, in plan order.
+    """Return the valid rows, in plan order, and add a note for each row that does not count.
 
     If a run has two rows, the row with more metrics counts. One of the rows may be a copy from another study.
     """

@@ -316,7 +316,7 @@ def _validation_errors(plan: Plan) -> Iterator[str]:
     yield from _duplicates(plan.seeds, "seeds")
     yield from _duplicates(stage_names(plan), "stages (the file names of the recipes)")
     if len(names) < 2:
-        yield "arms: a comparison needs two or more"
+        yield f"arms: a comparison needs two or more, got {len(names)}"
     for name in names:
         if not name or name.startswith(".") or "/" in name or "\\" in name:  # hidden files are not rows
             yield (
@@ -331,7 +331,7 @@ def _validation_errors(plan: Plan) -> Iterator[str]:
     if plan.baseline not in names:
         yield f"baseline: the plan has no arm '{plan.baseline}'; {suggest_name(plan.baseline, names)}"
     if min(plan.seeds, default=0) < 0 or not (plan.seeds or plan.tuning):
-        yield "seeds: must have one or more, each 0 or more"
+        yield "seeds: must be one or more integers of at least 0"
     if plan.steps is not None and plan.steps < 1:
         yield f"steps must be at least 1, got {plan.steps}"
     for arm in plan.arms:
@@ -340,7 +340,7 @@ def _validation_errors(plan: Plan) -> Iterator[str]:
         yield f"num_captions must be at least 0, got {plan.num_captions}"
     yield from _duplicates(plan.endpoints.all, "endpoints")
     if not plan.endpoints.primary:
-        yield "endpoints: primary: name one or more"
+        yield "endpoints: primary must have one or more endpoints"
     phases = PHASES if plan.finetune else PHASES[:1]
     known = [f"{phase}/{metric}" for phase in phases for metric in METRICS]
     for endpoint in plan.endpoints.all:
@@ -359,7 +359,7 @@ def _key_errors(plan: Plan, arm: Arm) -> Iterator[str]:
     }.items():
         for key, decided_by in (("seed", "the plan's 'seeds'"), ("model.preset", "an arm's 'preset'")):
             if key in keys:
-                yield f"{name}: {key} is given by {decided_by}; remove it here"
+                yield f"{name}: {key} is set by {decided_by}; remove it here"
     for name, grid in grids.items():
         for key, values in grid.items():
             yield from _duplicates(values, f"{name}: {key}")
@@ -369,7 +369,7 @@ def _key_errors(plan: Plan, arm: Arm) -> Iterator[str]:
                 yield f"{name}: {key} is a group of keys; set one key, as `{key}.NAME`"
     for key in arm.overrides:
         if any(key == tried or key.startswith(f"{tried}.") for tried in arm.grid):
-            yield f"overrides: {key} is in the grid too, which replaces this value; keep one"
+            yield f"overrides: {key} is also in the grid, which replaces this value; remove one of the two"
     if (arm.grid or arm.finetune_grid) and plan.tuning is None:
         yield "a grid needs separate seeds, which choose the best point; add the plan's key `tuning: {seeds: [100]}`"
     if arm.finetune_grid and not plan.finetune:
@@ -378,13 +378,13 @@ def _key_errors(plan: Plan, arm: Arm) -> Iterator[str]:
 
 def _tuning_errors(plan: Plan, tuning: Tuning) -> Iterator[str]:
     if not tuning.seeds or min(tuning.seeds) < 0:
-        yield "seeds: must have one or more, each 0 or more"
+        yield "seeds: must be one or more integers of at least 0"
     yield from _duplicates(tuning.seeds, "seeds")
     if tuning.steps is not None and tuning.steps < 1:
         yield f"steps must be at least 1, got {tuning.steps}"
     for seed in tuning.seeds:
         if seed in plan.seeds:
-            yield f"seed {seed} is one of the plan's seeds; set another, so they stay unseen"
+            yield f"seed {seed} is also one of the plan's seeds, which must not choose settings; set another"
     grids = [(arm.grid, arm.finetune_grid) for arm in plan.arms if arm.grid or arm.finetune_grid]
     if not grids:
         yield "no arm has a grid; add one, or remove this key"

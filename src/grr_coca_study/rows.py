@@ -135,8 +135,12 @@ def row_name(arm: str, point: str, seed: int, stage: str, digests: tuple[str | N
 class RowFolder:
     """Rows of a study on disk. Each row is read only once, because a file never changes.
 
+    Args:
+        out: Folder of the study.
+
     Attributes:
-        notes: One sentence for each file that is not a row.
+        path: Folder of the rows.
+        notes: One sentence for each file that is not a row, by file name.
     """
 
     def __init__(self, out: Path) -> None:
@@ -194,7 +198,7 @@ class RowFolder:
 
 
 def write_to_study(path: Path, content: bytes) -> None:
-    """Write a file to a study's folder, atomically.
+    """Write a file to a study's folder, atomically. Missing folders are created.
 
     Raises:
         UserError: If the folder cannot be written to.

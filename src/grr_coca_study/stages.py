@@ -36,7 +36,7 @@ def stage_recipe(plan: Plan, arm: Arm, stage: str, seed: int, settings: Settings
         arm: Arm of the plan.
         stage: Name of a stage of the arm.
         seed: Seed of the run.
-        settings: Point of the grid.
+        settings: Point of the grid. Empty for the recipe's own values.
         is_trial: Whether pretraining uses the number of steps of a trial.
 
     Raises:
@@ -77,7 +77,8 @@ def check_recipes(plan: Plan, path: Path) -> None:
     """Check all recipes and data of a plan before training, which takes hours.
 
     Raises:
-        UserError: If a recipe or a split is missing, or a value is invalid. The message names the file and the key.
+        UserError: If a recipe or a split is missing, a value is invalid, or arms or points of a grid cannot be
+            compared. The message names the file and the key.
     """
     pretraining = stage_names(plan)[0]
     for stage in stage_names(plan):
@@ -98,10 +99,10 @@ def check_recipes(plan: Plan, path: Path) -> None:
 
 
 def require_precisions(plan: Plan, path: Path) -> None:
-    """Check that the precision of every stage is fixed, so that rows from all machines are comparable.
+    """Check that the precisions of every stage are fixed, so that rows from all machines are comparable.
 
     Raises:
-        UserError: If a stage has the precision `auto`.
+        UserError: If the precision of a stage, or of its Muon optimizer, is `auto`.
     """
     for arm, stage in product(plan.arms, stage_names(plan)):
         recipe = stage_recipe(plan, arm, stage, 0, {})
@@ -256,7 +257,7 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
 
     Args:
         recipe: Recipe without `auto`.
-        start: Digest of the run from which this run starts. None if it starts from new weights.
+        start: Recipe digest of the run from which this run starts. None if it starts from new weights.
     """
     bare = replace(recipe, model=None, seed=0, checkpoints=type(recipe.checkpoints)())
     content = _non_default_values(replace(bare, health=type(recipe.health)(), parallelism="ddp"))
@@ -284,7 +285,7 @@ def data_digest(recipe: Recipe) -> str:
 
 
 def folder_digest(recipe: str, data: Collection[str]) -> str:
-    """Combine the digests of a run's recipe and data. The result is part of the name of the run's folder."""
+    """Return a digest of a run's recipe digest and data digests, in any order, for the name of the run's folder."""
     return _digest({"recipe": recipe, "data": sorted(data)})
 
 

@@ -67,11 +67,12 @@ class Effect:
     """Change in per cent over several seeds. Fields that need two seeds are None for a single seed.
 
     Attributes:
-        changes: One change per seed.
+        seeds: The compared seeds.
+        changes: Change of each seed.
         change: Change, computed from the mean log ratio.
-        low, high: Ends of the 95 % t interval.
+        low, high: Ends of the 95 % t interval, computed for log ratios.
         p_t: Two-sided p value of the t test, not corrected for several endpoints.
-        deviation: Standard deviation over seeds.
+        deviation: Standard deviation of the log ratios over seeds, times 100.
         is_equivalent: Whether the interval is within ± 2 %.
     """
 
@@ -112,7 +113,7 @@ def finite_or_none(number: Numbers) -> float | None:
 
 
 def percentiles(log_ratios: Float[np.ndarray, " R"]) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile interval of bootstrap resamples, in per cent."""
+    """Return the ends of the 95 % percentile interval of log ratios of bootstrap resamples, as changes in per cent."""
     low, high = np.quantile(log_ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(as_percent(low)), float(as_percent(high))
 
@@ -152,7 +153,7 @@ def smallest_detectable_effect(num_seeds: int, num_endpoints: int) -> float:
     suffices. Differences are assumed to be normally distributed.
 
     Args:
-        num_seeds: Number of seeds. A single seed has no t test and no power.
+        num_seeds: Number of seeds. For fewer than two, which allow no t test, the result is infinite.
         num_endpoints: Number of primary endpoints.
     """
     if num_seeds < 2:

@@ -1,4 +1,4 @@
-"""Thumbnails for reports: small WebP files, including those of a study's showcase next to its ledger."""
+"""Thumbnails for reports: small WebP files, and their places in the folders of studies and demos."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SHOWCASE_FOLDER = "showcase"
 
 
 def thumbnail(pair: RawPair) -> bytes:
-    """Return a thumbnail of a pair's image as WebP.
+    """Return a thumbnail of a pair's image as a WebP file, with at most 96 pixels per side.
 
     Raises:
         BadSample: If the image cannot be decoded.
@@ -40,6 +40,6 @@ def thumbnail_path(folder: Path, stage: str, key: str) -> Path:
     Args:
         folder: Folder of the study.
         stage: Stage of the showcase.
-        key: Key of the pair, which may be a path.
+        key: Key of the pair. Slashes become underscores in the file name.
     """
     return folder / SHOWCASE_FOLDER / stage / f"{key.replace('/', '_')}.webp"

@@ -22,9 +22,18 @@ def run_with_progress(
     arms: Collection[str] | None = None,
     has_bar_of_each_arm: bool = False,
 ) -> None:
-    """Run some arms of a study (all if None) with one progress bar, or with one bar per arm.
+    """Run a study with progress bars, and print each row as a line.
 
-    Each row is printed as a line.
+    Args:
+        plan: Plan of the study.
+        folders: Folders of the study.
+        workers: Worker processes.
+        arms: Names of the arms to run. None means all.
+        has_bar_of_each_arm: Whether to show one bar per arm instead of one bar in total.
+
+    Raises:
+        UserError: As for `Study` and `Study.run`.
+        Interruption: If SIGTERM was received. All runs are saved.
     """
     names = {arm.name: arm.name if has_bar_of_each_arm else "study" for arm in plan.arms}
 
@@ -46,7 +55,7 @@ def run_with_progress(
         try:
             study.run(workers, _Progress(shown, names, pairs, totals))
         except (KeyboardInterrupt, Interruption):
-            print("stopping when every run has saved its progress", file=sys.stderr)
+            print("stopping as soon as every run has saved its progress", file=sys.stderr)
             raise
 
 

@@ -37,9 +37,9 @@ class Answer(NamedTuple):
 
 
 def answer(plan: Plan, results: StudyResults) -> Answer:
-    """Return the answer of a study about its first arm and the baseline.
+    """Return the answer of a study to the question whether its first arm is better than the baseline.
 
-    The numbers are in the tables of the report.
+    The headline counts the verdicts on the primary endpoints.
     """
     primary, titles = results.arms[0].primary, arm_titles(plan)
     question = f"Is {titles[results.pair[0]]} better than {titles[results.baseline]}?"
@@ -59,32 +59,33 @@ def _cautions(results: StudyResults) -> list[str]:
         first, stages = results.near_chance[0], ", ".join(each.stage for each in results.near_chance)
         found.append(
             f"After {stages}, contrastive losses on {results.split} are about as high as by guessing "
-            f"({first.chance:.2f}, the logarithm of the {first.batch_size} pairs of a batch). Nothing follows from "
-            "them, and the CoCa loss contains them. Look at the loss with a refitted temperature, and at R@1."
+            f"({first.chance:.2f}, the logarithm of the {first.batch_size} pairs of a batch). They are uninformative, "
+            "and so is their part of the CoCa loss. Compare the loss with a refitted temperature, and R@1."
         )
     if results.num_lost_seeds:
         found.append(
             f"{results.num_lost_seeds} of {results.num_planned_seeds} seeds cannot be compared, because a run "
-            "diverged. An arm that diverged is worse than what its other seeds show."
+            "diverged. An arm that diverged is worse than its other seeds suggest."
         )
     if any(0 < result.num_seeds < results.num_seeds for result in primary):
         found.append(
-            "Some endpoints lack seeds whose value has no ratio, see the notes. These may be the worst, so the changes "
-            "of these endpoints cannot be trusted."
+            "Some endpoints lack seeds whose value has no ratio; see the notes. These seeds may be the worst, so the "
+            "changes of these endpoints cannot be trusted."
         )
     seeds = max(result.num_seeds for result in primary)
     if seeds == 1:
         found.append(
-            "One seed is not a claim: the order of two models can change with the seed. A study runs a plan with many "
-            "seeds."
+            "One seed is not evidence: with another seed, the order of the two models may be different. Run the plan "
+            "with several seeds, as a study does."
         )
     elif 1 < seeds < min_seeds(len(primary)):
         found.append(
-            f"With {seeds} seeds, nothing is called better, worse or equal: with {len(primary)} primary "
-            f"endpoint{'' if len(primary) == 1 else 's'}, this takes {min_seeds(len(primary))} seeds."
+            f"With {seeds} seeds, no endpoint is called better, worse or equal: with {len(primary)} primary "
+            f"endpoint{'' if len(primary) == 1 else 's'}, this requires at least {min_seeds(len(primary))} seeds."
         )
     if results.num_awaited_seeds and any(result.verdict in ("better", "worse") for result in primary):
         found.append(
-            "Wait for all seeds: stopping at the first significant difference finds differences that do not exist."
+            "Wait for all seeds: a study that stops at the first significant difference often finds differences that "
+            "do not exist."
         )
     return found

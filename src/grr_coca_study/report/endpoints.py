@@ -45,7 +45,9 @@ def title(endpoint: str) -> str:
 
 
 def lower_is_better(endpoint: str) -> bool:
-    """Return whether lower values are better: true for losses, false for recalls and caption scores."""
+    """Return whether lower values of an endpoint are better: true for losses and perplexity, false for recalls and
+    caption scores.
+    """
     return split_endpoint(endpoint)[1] in LOSS_METRICS
 
 
@@ -61,7 +63,7 @@ def stages_of(plan: Plan, endpoint: str) -> tuple[str, ...]:
 def value_of(row: LedgerRow | None, plan: Plan, endpoint: str) -> float | None:
     """Return the value of an endpoint in a row, or None if it has no logarithm.
 
-    A value has no logarithm if it is missing, NaN, infinite, or not above zero.
+    A value has no logarithm if it is missing, NaN, infinite, or not above zero. If `row` is None, the value is missing.
     """
     metrics = row.metrics.get(plan.endpoints.split, {}) if row else {}
     value = metrics.get(split_endpoint(endpoint)[1], 0.0)

@@ -32,7 +32,7 @@ _MARKERS = ("o", "s")
 
 
 class Panel(NamedTuple):
-    """Column of a forest plot: an effect, or None, for each row of the figure."""
+    """Column of a forest plot: its title, and an effect for each row of the figure, or None for an empty row."""
 
     title: str
     effects: Sequence[Effect | None]
@@ -70,7 +70,7 @@ def forest_plot(labels: Sequence[str], panels: Sequence[Panel], change: str) -> 
     all_axes[0].set_ylim(len(labels) - 0.5, -0.5)
     # A single seed has no interval.
     has_interval = any(effect.interval for panel in shown for effect in panel.effects if effect is not None)
-    description = ", with 95 % interval, in colour where 0 lies outside of it (not corrected for several tests)"
+    description = ", with 95 % interval, in colour if the interval excludes 0 (not corrected for several tests)"
     axis = f"{change} in %{description if has_interval else ''}; band: within ±{MARGIN:g} %"
     figure.supxlabel(textwrap.fill(axis, 150), fontsize=8)
     return svg_text(figure)
@@ -94,7 +94,11 @@ def learning_curves(rows: Sequence[LedgerRow], titles: Mapping[str, str]) -> str
 
     Args:
         rows: Rows of one stage, of all arms and seeds.
-        titles: Display names of the first arm and the baseline. Other arms are faint lines in the background.
+        titles: Display names of the first arm and the baseline, in this order. Other arms are faint lines in the
+            background.
+
+    Returns:
+        The plot as SVG text.
     """
     others = {row.arm: "other arms" for row in rows if row.arm not in titles}
     figure = new_figure(2.9)

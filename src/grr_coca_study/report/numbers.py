@@ -42,7 +42,9 @@ class EndpointResult:
     """Comparison of one arm with the baseline by an endpoint, over the seeds that both have.
 
     Attributes:
-        arm_value, baseline_value: Geometric mean over seeds.
+        endpoint: Name of the endpoint, `PHASE/METRIC`.
+        is_primary: Whether it is one of the plan's primary endpoints.
+        arm_value, baseline_value: Geometric means over the compared seeds. None if no seed has both values.
         effect: Effect over seeds. None if no seed has both values.
         over_images: 95 % interval over images of the test split, in per cent. None if the ledger lacks the values.
         over_both: 95 % interval over seeds and images together, in per cent. Also None for a single seed.
@@ -113,9 +115,11 @@ class NearChance:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmCost:
-    """Costs of an arm. `flops_per_pair` are the FLOPs of one forward pass with a caption of maximum length.
+    """Costs of an arm.
 
     Attributes:
+        parameters, image_encoder_parameters: Numbers of parameters of the model, and of its image encoder.
+        flops_per_pair: FLOPs of one forward pass with a caption of maximum length.
         training_flops: FLOPs of all steps, by stage.
         seconds: Duration of training and evaluation, by stage, as the median over seeds and machines.
     """
@@ -184,7 +188,7 @@ class StudyResults:
 
 
 def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
-    """Compare every arm of a study with the baseline."""
+    """Compare every arm of a study with the baseline, and count its finished, missing and diverged stages."""
     rows, stages = rows_by_run(ledger.rows), stage_names(plan)
     others = [arm.name for arm in plan.arms if arm.name != plan.baseline]
     complete = {key for key, row in rows.items() if key not in ledger.missing_runs and not missing_scores(plan, row)}
@@ -217,17 +221,15 @@ def study_results(plan: Plan, ledger: Ledger) -> StudyResults:
 
 
 def rows_by_run(rows: Iterable[LedgerRow]) -> dict[tuple[str, int, str], LedgerRow]:
-    """Index rows by arm, seed and stage."""
+    """Return the rows by arm, seed and stage."""
     return {(row.arm, row.seed, row.stage): row for row in rows}
 
 
 def split_rows(plan: Plan, ledger: Ledger) -> list[Row]:
-    """Return the metrics of the first arm and the baseline on each test split of each stage, and their averages.
+    """Return the metrics of the first arm and the baseline on each test split of each stage.
 
-    Averages are over the domains of fine-tuning.
-
-    Values are means over common seeds. For losses, they are geometric means, so that their ratio is the change in the
-    other tables.
+    If there are several fine-tunings, the last row is the average over their domains. Values are means over common
+    seeds. For losses, they are geometric means, so that their ratio is the change in the other tables.
     """
     rows = rows_by_run(ledger.rows)
     pair = (next(arm.name for arm in plan.arms if arm.name != plan.baseline), plan.baseline)

@@ -1,5 +1,4 @@
-"""Write the report of a study: `results.json`, and `report.md` with its figures, which is also converted to an HTML
-page."""
+"""Write the report of a study: `results.json`, `report.md` with its figures, and the same report as an HTML page."""
 
 import json
 import math
@@ -51,6 +50,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
 
     Raises:
         UserError: If the folder is not a study, its plan or ledger is invalid, or the plan has no arm `over`.
+        OSError: If a file cannot be written.
     """
     planned = plan_of_folder(folder)
     plan = with_baseline(planned, over)
@@ -58,8 +58,8 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     results, splits = study_results(plan, ledger), split_rows(plan, ledger)
     if plan.baseline != planned.baseline:
         note = (
-            f"compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values are corrected "
-            "for the endpoints of one comparison, not for several comparisons"
+            f"the arms are compared with {plan.baseline}; the plan names {planned.baseline} as the baseline. p values "
+            "are corrected for the endpoints of one comparison, not for several comparisons"
         )
         results = replace(results, notes=(*results.notes, note))
     plain = to_dict(results) | {"splits": [_row_to_json(each) for each in splits]}
@@ -71,7 +71,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
     if not results.is_complete:
         page.add(
             f"**Not finished:** {results.num_rows} of {results.num_planned_rows} stages are done; {results.num_seeds} "
-            f"of {results.num_planned_seeds} seeds have all stages of the two arms. Numbers will change."
+            f"of {results.num_planned_seeds} seeds have all stages of the two arms. The results will change."
         )
     page.add_list(answered.cautions)
     endpoints = _add_endpoints(page, results)
@@ -100,7 +100,12 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
 
 
 class _Page:
-    """Report as Markdown, and its pictures by address."""
+    """Report that is collected part by part: its Markdown, and its pictures by address.
+
+    Args:
+        out: Existing folder in which the report is written.
+        titles: Display names of the arms.
+    """
 
     def __init__(self, out: Path, titles: Mapping[str, str]) -> None:
         self.titles = titles
@@ -132,7 +137,10 @@ class _Page:
             self.add(markdown_picture(alt, address))
 
     def thumbnail(self, path: Path, alt: str) -> str:
-        """Return Markdown that shows a thumbnail, or the text `alt` if the thumbnail does not exist."""
+        """Return Markdown that shows a thumbnail, or the text `alt` if the thumbnail does not exist.
+
+        The page embeds the thumbnail, and `report.md` refers to its file.
+        """
         if not path.is_file():
             return escape_markdown(alt)
         address = Path(os.path.relpath(path, self._out)).as_posix()
@@ -140,7 +148,7 @@ class _Page:
         return markdown_picture(alt, address)
 
     def write(self, question: str) -> None:
-        """Write the report as Markdown with its figures, and as HTML."""
+        """Write the report as Markdown with its figures, and as HTML with embedded pictures and a title."""
         text = "\n\n".join(part.strip("\n") for part in self._parts) + "\n"
         (self._out / FIGURES).mkdir(exist_ok=True)
         for address, picture in self._pictures.items():
@@ -223,7 +231,7 @@ def _add_costs(page: _Page, results: StudyResults) -> None:
     if results.costs:
         page.add("## Cost")
         page.add_table(
-            ["arm", "parameters", "in the image encoder", "MFLOP a pair", "TFLOP of training", "seconds"],
+            ["arm", "parameters", "image encoder parameters", "MFLOP per pair", "training TFLOP", "seconds"],
             [
                 [
                     page.titles[cost.arm],
@@ -261,9 +269,9 @@ def _add_settings(page: _Page, plan: Plan, ledger: Ledger) -> None:
 
 
 def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
-    """Return the mark of a point's loss, which is empty unless the point is the best.
+    """Return the text after the loss of a point: `, best` for the best point of an arm in a stage, and otherwise empty.
 
-    The mark of the best point also states whether one of its values is the smallest or largest of at least three.
+    `, at an end` is added if one of the point's values is the smallest or largest of at least three tried numbers.
     """
     best = ledger.chosen.get((arm, stage), {})
     if point != point_title(best):
@@ -280,7 +288,17 @@ def _mark(ledger: Ledger, arm: str, stage: str, point: str) -> str:
 
 
 def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tuple[str, str], folder: Path) -> None:
-    """Add the captions of the first arm and the baseline side by side, for one stage and the first common seed."""
+    """Add the captions of the first arm and the baseline side by side, for the first common seed.
+
+    Nothing is added if no seed has captions of both arms.
+
+    Args:
+        page: Page to add to.
+        plan: Plan of the study.
+        rows: Rows of one stage.
+        pair: Names of the first arm and of the baseline.
+        folder: Folder of the study, which contains the thumbnails.
+    """
     captions_of = {(row.arm, row.seed): {one.image: one for one in row.captions} for row in rows if row.captions}
     seeds = [seed for seed in plan.seeds if all((arm, seed) in captions_of for arm in pair)]
     if not seeds:
@@ -298,17 +316,18 @@ def _add_captions(page: _Page, plan: Plan, rows: Sequence[LedgerRow], pair: tupl
     ]
     page.add(
         f"## Captions: {stage}, split {showcase_of(plan, stage)[0]}, seed {seeds[0]}",
-        markdown_table(["image", "people say", *(escape_markdown(page.titles[arm]) for arm in pair)], lines),
+        markdown_table(["image", "reference captions", *(escape_markdown(page.titles[arm]) for arm in pair)], lines),
     )
 
 
 def _add_exhibits(page: _Page, plan: Plan, pictures: Path) -> None:
-    """Add the heat maps and searches of a demo."""
+    """Add the heat maps and searches of a demo. `pictures` is the folder that contains them and their listing."""
     shown = read_json(pictures / LISTING)
     page.add(
         "## Where the models look",
-        "For each word of a model's caption, how much each patch of the image counts for it: from white to red, up to "
-        "the patch that counts most. Attention to the patches times the gradient of the word's logit.",
+        "For each word of a model's caption, a map shows how much each image patch contributes to the word, from white "
+        "to red for the patch that contributes most. A contribution is the attention to the patch times the gradient "
+        "of the word's logit.",
     )
     for maps in zip(*(exhibits["heat_maps"] for exhibits in shown.values()), strict=True):
         page.add(f"### {escape_markdown(maps[0]['truth'])}")
@@ -337,7 +356,7 @@ def format_change(percent: float) -> str:
 
 
 def format_p(p: float | None) -> str:
-    """Return a p value with three decimal places, or a dash for None."""
+    """Return a p value with three decimal places, `< 0.001` for smaller values, or a dash for None."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -347,7 +366,7 @@ def _format_interval(interval: Interval | None) -> str:
 
 
 def _effect_cell(effect: Effect | None, is_starred: bool = False) -> str:
-    """Return an effect as `−1.8 (−2.3 to −1.2)*`, or a dash for None."""
+    """Return an effect in per cent as `−1.8 (−2.3 to −1.2)*`, or a dash for None. The star depends on `is_starred`."""
     if effect is None:
         return "–"
     return (

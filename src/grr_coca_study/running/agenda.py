@@ -46,11 +46,12 @@ class Task:
     """Stage of a study for an arm, a point of its grid and a seed, with all inputs that a process needs to run it.
 
     Attributes:
+        recipe_digest, data_digest: Digests for the row, see `LedgerRow`.
         settings: Point of the grid.
         is_trial: Whether the stage is measured only on `val`.
         recipe: Recipe with all settings.
         folder: Folder of the run.
-        start: Pretraining task from which a fine-tuning starts.
+        start: Pretraining task from which a fine-tuning starts. None for pretraining.
     """
 
     plan: Plan
@@ -88,9 +89,13 @@ class Task:
 
 
 class RemainingWork:
-    """Runs of a study that do not have a row yet. `add` counts a row.
+    """Runs of a study that do not have a row yet, and the choices of settings that the rows determine.
 
-    If `arms` is not None, only runs of these arms are included.
+    Args:
+        plan: Plan of the study.
+        folder_of: Function that returns the folder of a run.
+        rows: Existing rows, which are counted as by `add`.
+        arms: Names of the arms whose runs are included. None means all.
     """
 
     def __init__(
@@ -198,7 +203,7 @@ class RemainingWork:
 
     @property
     def digests(self) -> Digests:
-        """Digests of valid rows, except those that still depend on a choice."""
+        """Digests of the rows that count, except those of runs that still depend on a choice."""
         recipes, trials = map(self._recipe_digests, (self._plan.seeds, self._trial_seeds))
         return Digests(recipes=recipes, data=self._data, trials=trials)
 

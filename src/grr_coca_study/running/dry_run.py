@@ -37,10 +37,11 @@ _BYTES_PER_ROW = 20_000
 def dry_run_report(
     plan: Plan, folders: StudyFolders, missing: Counter[RunGroup], num_jobs: int, before_step: Callable[[], None]
 ) -> str:
-    """Return the table of a dry run. The baseline's speed is measured, and scaled by FLOPs for all other arms.
+    """Return the table of a dry run, with lines on time, detectable effects and disk space.
 
-    Pairs are read in this process, because each worker process of a data loader would need as much memory as this
-    process.
+    The baseline's speed is measured for some seconds, with one thread, and scaled by FLOPs for all other arms. Pairs
+    are read in this process, because each worker process of a data loader would need as much memory as this process.
+    PyTorch then keeps using one thread.
 
     Args:
         plan: Plan of the study.
@@ -117,7 +118,7 @@ def _describe_disk_use(plan: Plan, folders: StudyFolders, missing: Counter[RunGr
         f"{missing.total() * _BYTES_PER_ROW / 1e6:.1f} MB for the rows"
     ]
     if needed > free:
-        lines.append(f"THE DISK IS TOO SMALL: give --runs a folder with {needed / 1e9:.1f} GB")
+        lines.append(f"the disk is too small: pass --runs a folder with {needed / 1e9:.1f} GB of free space")
     return lines
 
 
@@ -135,7 +136,7 @@ def power_line(plan: Plan) -> list[str]:
     counts += "" if num_endpoints == 1 else "s"
     needed = min_seeds(num_endpoints)
     if num_seeds < needed:
-        return [f"power: with {counts}, nothing is called better or worse: that takes {needed} seeds"]
+        return [f"power: with {counts}, no endpoint is called better or worse: this requires at least {needed} seeds"]
     smallest = smallest_detectable_effect(num_seeds, num_endpoints)
     return [
         f"power: with {counts}, a true change of {smallest:.1f} standard deviations over seeds is called better or "

@@ -56,7 +56,7 @@ def measure_test(
         checkpoint: Model to measure.
         test: Test split.
         recipe: Recipe with the evaluation batch size and the loss weights.
-        refitted: Best scaling for the validation split.
+        refitted: Best scaling for the validation split, see `measure_validation`.
         scores_captions: Whether to caption all images and score the captions.
     """
     results = _results(checkpoint, every_caption(test), recipe)
@@ -81,7 +81,7 @@ def measure_test(
 
 
 def examples(checkpoint: Checkpoint, source: PairSource, count: int) -> tuple[CaptionedExample, ...]:
-    """Return the model's captions of `count` images of a split, which are the same images for every model."""
+    """Return the model's captions for `count` pairs of a split, which are the same for every model."""
     drawn = sample_examples(source, count)
     if not drawn:
         return ()
@@ -100,7 +100,7 @@ def sample_examples(source: PairSource, count: int) -> list[int]:
 
 
 def without_words(source: PairSource, words: tuple[str, ...]) -> Subset:
-    """Return the pairs of all images whose captions contain none of the given words."""
+    """Return the pairs of all images whose captions contain none of the given words, not even as a part of a word."""
     captions = {tuple(pairs): [text for i in pairs for text in source.captions(i)] for pairs in pairs_by_image(source)}
     kept = [pairs for pairs, texts in captions.items() if not any(word in text for word in words for text in texts)]
     return Subset(source, sorted(i for pairs in kept for i in pairs))
@@ -144,5 +144,5 @@ def _batches(results: PairResults, scaling: Scaling, recipe: Recipe, digits: int
 
 
 def _rounded(numbers: np.ndarray, digits: int) -> list[float]:
-    """Round numbers to as many decimal places as the intervals need, so that the ledger stays small."""
+    """Round numbers to `digits` decimal places, so that the ledger stays small."""
     return [round(float(number), digits) for number in numbers]

@@ -35,12 +35,15 @@ _REFRESH_SECONDS = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFolders:
-    """Folders of a study: `out` contains the rows, and `runs` the models that are being trained.
-
-    `keeps_models` states whether to keep models after their rows have been written.
+    """Folders of a study.
 
     Processes that share `out` should also share `runs`. Otherwise, a model that one process has pretrained would be
     trained again by another process for fine-tuning.
+
+    Attributes:
+        out: Folder of the study, which contains the rows.
+        runs: Folder of the models in training.
+        keeps_models: Whether to keep models after all runs that need them have rows.
     """
 
     out: Path
@@ -73,7 +76,7 @@ class _TakenOverError(Exception):
 
 
 class Study:
-    """Study in progress, in one of its processes.
+    """Study in progress, in one of its processes. Creating it writes the plan and the thumbnails of the showcase.
 
     Args:
         plan: The study.
@@ -138,7 +141,7 @@ class Study:
             elif self.agenda.open_tasks():
                 if not is_waiting:
                     self._callbacks.note(
-                        "other processes are doing all remaining work; this process waits in case one of them dies"
+                        "other processes are doing all remaining work; this process waits in case one of them fails"
                     )
                 is_waiting = True
                 time.sleep(max(0.0, next_refresh - time.monotonic()))
@@ -163,7 +166,11 @@ class Study:
                 self._claims.end(claim)
 
     def _finish_task(self, future: Future[LedgerRow]) -> None:
-        """Write the row of a finished task."""
+        """Write the row of a finished task, or release the task if another process has taken it over.
+
+        Raises:
+            UserError: If the task failed, or the disk is full.
+        """
         task, claim = self._running.pop(future)
         try:
             row = future.result()
@@ -212,10 +219,11 @@ class Study:
 
 
 def write_plan(plan: Plan, out: Path) -> None:
-    """Write the plan next to the rows, where a report reads it.
+    """Write the plan next to the rows, where a report reads it. An equal plan is kept.
 
     Raises:
-        UserError: If the folder has a different plan that a user has written.
+        UserError: If the folder has an invalid plan or a different one that a user has written, or cannot be written
+            to.
     """
     path = out / PLAN_FILE
     if path.exists() and read_plan(path, type(plan)) == plan:
@@ -233,7 +241,11 @@ def write_plan(plan: Plan, out: Path) -> None:
 
 
 def _run_in_worker(task: Task, claim: Claim, seconds_between_checks: float) -> LedgerRow:
-    """Run a task in a worker process. The run ends if another process takes over the task."""
+    """Run a task in a worker process, and return its row.
+
+    Raises:
+        _TakenOverError: If another process takes over the task.
+    """
     code_commit()  # cached before the run, because a later commit would not be the code of this run
     claim.register()
     checked = time.monotonic()

@@ -44,7 +44,7 @@ class TrainingSpeed:
 def measure_speed(
     recipe: Recipe, start: Checkpoint, device: torch.device, before_step: Callable[[], None] = lambda: None
 ) -> TrainingSpeed:
-    """Measure the speed by training some steps and evaluating some pairs.
+    """Measure the speed by training and evaluating for at least `SECONDS` seconds.
 
     Args:
         recipe: Recipe with every `auto` resolved.

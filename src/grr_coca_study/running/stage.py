@@ -44,12 +44,17 @@ OnProgress = Callable[[int], None]
 
 
 def run_stage(task: Task, device: torch.device, on_progress: OnProgress) -> LedgerRow:
-    """Train a stage, or resume it, and measure it.
+    """Train a stage, or resume it, measure it, and mark its folder as finished.
 
     A diverged run, whose training was aborted or whose model has no finite loss on `val`, gets a row without metrics.
 
+    Args:
+        task: The stage to run.
+        device: Device of the training.
+        on_progress: Function that is called after each training step.
+
     Raises:
-        UserError: If the data are invalid, or the disk is full.
+        UserError: If the data are invalid, or the disk is full (`DiskError`).
         Interruption: If a signal was received. The run is saved.
     """
     for source in _test_splits(task).values() if not task.is_trial else ():

@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
 _KILLED = (
-    "the process of an arm was killed, perhaps because memory ran out; the same command continues from what was saved"
+    "a worker process was killed, perhaps because memory ran out; run the same command again to continue from the "
+    "saved progress"
 )
 
 
@@ -42,9 +43,11 @@ class Workers:
     def submit(self, function: Callable[..., T], *arguments: Any) -> "Future[T]":
         """Queue a call for a worker process, and return its future.
 
-        `process_messages` sets the result or error of the future.
+        `process_messages` sets the result or error of the future. If the process was killed, the error is a UserError.
 
-        If the process was killed, the error is a UserError.
+        Args:
+            function: Function of a module, because it is sent to another process.
+            arguments: Arguments, which must be picklable.
         """
         future: Future[T] = Future()
         self._waiting.append((future, (function, *arguments)))
@@ -75,7 +78,7 @@ class Workers:
         self._start_waiting()
 
     def all(self, futures: "list[Future[T]]") -> list[T]:
-        """Wait for calls, and return their results in order. The first error is raised immediately."""
+        """Wait for calls, and return their results in order. The first error is raised before other calls end."""
         while not all(future.done() for future in futures):
             self.process_messages()
             _ = [future.result() for future in futures if future.done()]
@@ -116,6 +119,8 @@ class Workers:
 @contextmanager
 def worker_processes(count: int) -> Iterator[Workers]:
     """Provide up to `count` worker processes. At the end of the context, make them save and stop, and wait for them.
+
+    SIGTERM is handled within the context. `OMP_NUM_THREADS` is set to 1 for this process and its workers.
 
     Raises:
         Interruption: If SIGTERM was received. Ctrl-C raises a KeyboardInterrupt instead.

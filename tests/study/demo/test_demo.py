@@ -52,7 +52,7 @@ def assert_tells_what_was_measured(out: Path) -> None:
         assert line.replace("│", " ").split()[1:4] == [f"{first:.3f}", f"{second:.3f}", f"{first / second - 1:+.2%}"]
     assert "average of 2 domains" in table
     report = (out / "report.html").read_text()
-    assert "One seed is not a claim" in report
+    assert "One seed is not evidence" in report
     assert all(list(cost["seconds"]) == list(STAGES) for cost in results["costs"])
     rows = [json.loads(path.read_text()) for path in (out / "rows").iterdir()]
     assert len(rows) == len(PRESETS) * len(STAGES), "no claim is left"

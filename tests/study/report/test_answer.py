@@ -68,7 +68,9 @@ def test_few_seeds_cannot_decide(tmp_path):
     found = answer_for(tmp_path, plan(PAIR), rows_of(PAIR, range(3), deviation=0.02))
     assert found.headline == "So far, with 3 of 8 seeds complete: undecided in 6 of 6 primary endpoints"
     (warning,) = found.cautions
-    assert warning.endswith("nothing is called better, worse or equal: with 6 primary endpoints, this takes 7 seeds.")
+    assert warning.endswith(
+        "no endpoint is called better, worse or equal: with 6 primary endpoints, this requires at least 7 seeds."
+    )
 
 
 def test_seeds_that_decide_one_phase_are_not_called_too_few(tmp_path):

@@ -160,7 +160,7 @@ def test_report_can_compare_with_another_arm(tmp_path, capsys):
     assert main(["study", "report", str(folder), "--over", "grr_coca"]) == 0
     output = capsys.readouterr().out
     assert "Is Baseline CoCa better than GRR-CoCa?\nWorse in 6 of 6 primary endpoints." in output
-    assert "compared with grr_coca; the plan names baseline_coca as the baseline" in output
+    assert "the arms are compared with grr_coca; the plan names baseline_coca as the baseline" in output
     assert f"report: {folder / 'over-grr_coca' / 'report.html'}" in output
     before = sorted(folder.rglob("*"))
     assert main(["study", "report", str(folder), "--over", "grr_cocoa"]) == 2
@@ -192,7 +192,7 @@ def test_report_of_a_demo_has_images_and_needs_no_scipy(tmp_path, monkeypatch, c
     assert main(["study", "status", str(folder)]) == 0
     assert "finished of 1 seed" in capsys.readouterr().out
     text = (folder / "report.html").read_text()
-    assert "One seed is not a claim" in text
+    assert "One seed is not evidence" in text
     assert "<h3>a *cat*</h3>" in text
     assert text.count('alt="where grr_coca looks"') == text.count('alt="where baseline_coca looks"') == 1
     assert "<th>snow|man</th>" in text

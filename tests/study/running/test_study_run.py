@@ -237,7 +237,9 @@ def test_concurrent_jobs_each_run_once(study):
             return super().outcome(task, claim)
 
     mine = study.run(workers=Together())
-    assert "other processes are doing all remaining work; this process waits in case one of them dies" in study.messages
+    assert (
+        "other processes are doing all remaining work; this process waits in case one of them fails" in study.messages
+    )
     assert len({*mine, *others.done}) == len(mine) + len(others.done) == 2 * (2 + 2 + 2)
     assert read_digests(study.out).recipes.keys() == {"baseline_coca", "grr_coca"}
     assert [len(rows) for rows in (study.ledger.rows, study.ledger.notes)] == [4, 0]
@@ -299,7 +301,7 @@ def test_dry_run_reports_a_small_disk(study, monkeypatch):
     for free, is_reported in ((10**15, False), (10**3, True)):
         monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert (
-            any("THE DISK IS TOO SMALL" in line for line in _describe_disk_use(plan, folders, wants, 1)) == is_reported
+            any("the disk is too small" in line for line in _describe_disk_use(plan, folders, wants, 1)) == is_reported
         )
 
 

@@ -130,7 +130,7 @@ def test_corrupt_file_is_named(recipe, tmp_path, name):
     content = bytearray((folder / name).read_bytes())
     content[-2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}: corrupt: its checksum differs"):
+    with pytest.raises(UserError, match=rf"{name}: corrupt: its size or checksum differs"):
         Teacher.read(str(folder))
 
 

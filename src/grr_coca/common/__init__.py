@@ -1,1 +1,1 @@
-"""Helpers for all packages, such as errors, files, optional packages, threads, ranks, and dataclasses from dicts."""
+"""Helpers for all packages: errors, optional packages, plug-ins, files, locks, threads, ranks and dataclasses."""

@@ -1,7 +1,7 @@
 """Convert dicts and YAML files to nested frozen dataclasses and back, and check every key.
 
-A silently ignored key can invalidate an expensive experiment. Therefore, unknown, missing and duplicate keys and values
-of the wrong type raise errors that name the key with its full path.
+A silently ignored key can invalidate an expensive experiment. Therefore, an unknown, missing or duplicate key, or a
+value of the wrong type, raises an error that names the key, and its section or line.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 100
 _SHORT.maxlevel = 2
 _abbreviate = _SHORT.repr
-"""Return a short form of a value for messages. With aliases, a few lines of YAML can represent billions of values."""
+"""Return a short form of a value, for messages: with aliases, a few lines of YAML can represent billions of values."""
 
 T = TypeVar("T")
 
@@ -28,13 +28,15 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
     """Build the dataclass `cls` from a mapping, including nested dataclasses.
 
     Args:
-        cls: Dataclass type whose fields are scalars, Literals, tuples, dicts, dataclasses or `X | None`.
-        data: The mapping, as read from YAML or JSON.
+        cls: Dataclass type whose fields are scalars, Literals, tuples, dicts, dataclasses, `X | None`, or `object` for
+            any value.
+        data: The mapping, as read from YAML or JSON. Lists become tuples, and integers and numeric strings become
+            floats where the field is a float. Missing keys get the default of their field.
         where: Name of the mapping in messages, such as its file.
 
     Raises:
-        UserError: If a key is unknown (the message names the nearest key) or missing, or a value has the wrong type
-            or is out of range.
+        UserError: If `data` is not a mapping, a key is unknown or has neither a value nor a default, a value has the
+            wrong type, or `cls` rejects its values with a `UserError`, for example because one is out of range.
     """
     if not isinstance(data, Mapping):
         raise UserError(f"{where}: expected a mapping of keys to values, found {_abbreviate(data)}")
@@ -55,7 +57,11 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
 
 
 def _suggest_key(key: str, cls: type) -> str:
-    """Return a hint for an unknown key: the path of the same key in another section, or the most similar key."""
+    """Return a hint for an unknown key of a dataclass.
+
+    The hint names the paths of the same key in nested sections. If there are none, it names the most similar key of the
+    dataclass, or all its keys if none is similar.
+    """
     own = _fields(cls)
     paths = [path for name in own for path in _key_paths(name, own[name][0]) if path.rpartition(".")[2] == key]
     if not paths:
@@ -64,7 +70,10 @@ def _suggest_key(key: str, cls: type) -> str:
 
 
 def _key_paths(name: str, hint: Any) -> Iterator[str]:
-    """Yield the paths of all keys in a section and in its subsections."""
+    """Yield the paths of all keys in the section `name` and in its subsections.
+
+    Nothing is yielded if the type of the section, `hint`, contains no dataclass.
+    """
     for part in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(part):
             for inner, (inner_hint, _) in _fields(typing.cast(type, part)).items():
@@ -74,7 +83,7 @@ def _key_paths(name: str, hint: Any) -> Iterator[str]:
 
 @functools.cache
 def _fields(cls: type) -> dict[str, tuple[Any, bool]]:
-    """Return the type of each field, and whether the field is required.
+    """Return the type of each field of a dataclass, and whether the field is required, by field name.
 
     The result is cached because resolving type hints is slow.
     """
@@ -93,14 +102,18 @@ def to_dict(config: Any) -> dict[str, Any]:
 def differences(first: Any, second: Any) -> list[tuple[str, Any, Any]]:
     """Return the differences between two instances of the same dataclass.
 
-    Each difference consists of the path of a key, the first value and the second value.
+    Each difference consists of the path of a key, the first value and the second value. A value is None if its instance
+    does not have the key, for example because a nested dataclass is None.
     """
     a, b = map(flatten, (first, second))
     return [(key, a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)]
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """Return the values of a dataclass and its nested dataclasses in one dict, by key paths such as `optimizer.lr`."""
+    """Return the values of a dataclass in one dict, by key paths such as `optimizer.lr`.
+
+    Nested dataclasses and dicts are replaced by their values, so empty dicts are omitted. Tuples become lists.
+    """
     return dict(_flatten(to_dict(config), ""))
 
 
@@ -112,8 +125,8 @@ def read_yaml(path: Path, kind: str) -> object:
         kind: Name of such files in messages, such as "recipe".
 
     Raises:
-        UserError: If the file does not exist (the message lists the YAML files in its folder), is not YAML, or has a
-            duplicate key.
+        UserError: If the file does not exist (the message lists the YAML files in its folder), is a folder, cannot be
+            read, is not YAML, or has a duplicate key.
     """
     import yaml
 
@@ -123,7 +136,9 @@ def read_yaml(path: Path, kind: str) -> object:
         raise UserError(f"{path}: {error}") from error
     except FileNotFoundError as error:
         beside = sorted(other.name for other in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        raise UserError(f"{path}: no such {kind}" + (f"; there are {', '.join(beside)}" if beside else "")) from error
+        raise UserError(
+            f"{path}: no such {kind}" + (f"; its folder has {', '.join(beside)}" if beside else "")
+        ) from error
     except IsADirectoryError as error:
         raise UserError(
             f"{path}: expected a {kind}, which is a YAML file, but found a folder; pass the file"
@@ -215,7 +230,7 @@ def _strict_loader() -> type:
     import yaml
 
     class StrictLoader(yaml.SafeLoader):
-        """YAML loader that rejects duplicate keys. PyYAML itself would silently use the last value."""
+        """YAML loader that raises a `UserError` for duplicate keys. PyYAML itself would silently use the last value."""
 
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
             node = super().compose_mapping_node(anchor)

@@ -1,4 +1,4 @@
-"""Errors that users can fix, such as missing optional packages, and messages that are safe to print."""
+"""Errors that users can fix, such as missing optional packages, and helpers that make messages safe to print."""
 
 import difflib
 import logging
@@ -23,26 +23,26 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u206
 
 
 class UserError(ValueError):
-    """Invalid input or use. The message names the file, key or value, and how to fix it.
+    """Invalid input or incorrect use. The message names the file, key or value, and how to fix it.
 
     The command line prints only the message, without a traceback, and exits with code 2.
     """
 
 
 class DivergedError(UserError):
-    """Training diverged: the loss or the gradients are not finite."""
+    """Divergence of training: the loss or the gradients are not finite."""
 
 
 class CorruptDataError(UserError):
-    """The content of a file differs from what was written. The message explains how to restore the file."""
+    """Corruption of a file: its content is not what was written, or is incomplete."""
 
 
 class DiskError(UserError):
-    """A disk is full or cannot be written to. The message names the path; callers append advice on how to recover."""
+    """Failure to write, because a disk is full or not writable. The message names the path."""
 
 
 class Interruption(Exception):  # noqa: N818 (not an error)
-    """A signal stopped a run, and the state of the run is saved. `number` is the number of the signal."""
+    """Stop of a run by a signal, after the run has saved its state. `number` is the number of the signal."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(number, message)  # other processes rebuild the exception from these arguments
@@ -54,7 +54,10 @@ class Interruption(Exception):  # noqa: N818 (not an error)
 
 
 def suggest_name(name: str, valid: Iterable[str]) -> str:
-    """Return a hint for an unknown name: `did you mean 'x'?` with the most similar valid name, or all valid names."""
+    """Return a hint for an unknown name: `did you mean 'x'?` with the most similar valid name.
+
+    If no valid name is similar, the hint lists all of them: `valid names: x, y`.
+    """
     valid = sorted(valid)
     guess = difflib.get_close_matches(name[:_MAX_COMPARED], valid, n=1, cutoff=0.5)
     if guess:
@@ -64,35 +67,41 @@ def suggest_name(name: str, valid: Iterable[str]) -> str:
 
 
 def suggest_multiples(number: int, factor: int) -> str:
-    """Return a hint for a number that is not a multiple of a factor: `use A or B`, the nearest positive multiples."""
+    """Return advice about a number that is not a multiple of a factor: to use the nearest positive multiples.
+
+    For a factor of 4, the advice is `use 4 or 8` if the number is 6, and `use 4` if it is below 4.
+    """
     lower = number // factor * factor
     return f"use {lower} or {lower + factor}" if lower > 0 else f"use {factor}"
 
 
 def count_of(number: int, noun: str) -> str:
-    """Return a number and its noun, which is plural unless the number is 1: `1 image`, `2,000 images`."""
+    """Return a number and its noun, to which an s is added unless the number is 1: `1 image`, `2,000 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def escape_control_chars(text: str) -> str:
-    """Escape line ends and control characters, which untrusted file names can contain."""
+    """Escape line ends, control characters and marks that change the text direction.
+
+    File names from untrusted sources can contain all of these.
+    """
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of the error's type if the message is empty."""
+    """Return the first line of an error's message that is not blank, or the name of its type if there is none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def make_printable(text: str) -> str:
-    """Escape the control characters of a message, except line ends."""
+    r"""Escape the characters of a message that `escape_control_chars` escapes, except line feeds (`\n`)."""
     return "\n".join(map(escape_control_chars, text.split("\n")))
 
 
 def print_warnings() -> None:
     """Print logged warnings and errors, and the messages of `NOTES`, on standard error.
 
-    An existing logging configuration is not changed.
+    If the root logger already has handlers, these handlers and the level of the root logger are not changed.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
@@ -160,10 +169,10 @@ def require_extra(extra: Extra, purpose: str, unneeded: Collection[str] = ()) ->
     Args:
         extra: Name of the extra.
         purpose: Task that needs the extra, as the subject of the message, such as "training".
-        unneeded: Modules of the extra that are not needed for the purpose.
+        unneeded: Import names of packages of the extra that are not needed for the purpose.
 
     Raises:
-        UserError: If a package is missing; the message names it and the command that installs it.
+        UserError: If packages are missing. The message names them, and the command that installs the extra.
     """
     missing = [name for module, name in PACKAGES[extra].items() if module not in unneeded and find_spec(module) is None]
     if missing:
@@ -185,7 +194,7 @@ def pip_install_command(*arguments: str) -> str:
     """Return the command that installs packages for the running interpreter with pip, for messages.
 
     If the folder of the interpreter comes first in `PATH`, which is the case in an activated environment, the
-    interpreter is written as `python`. Otherwise, its full path is written.
+    interpreter is written as `python`. Otherwise, its full path is written. Arguments are quoted for POSIX shells.
     """
     first = os.environ.get("PATH", "").split(os.pathsep)[0]
     python = "python" if Path(first) == Path(sys.executable).parent else sys.executable

@@ -1,10 +1,14 @@
-"""Read files with clear errors, and write files and folders atomically, even if the machine crashes."""
+"""Read files with clear errors, and write files and folders atomically.
+
+After a crash of the machine, a file that is written atomically has either its old or its new content.
+"""
 
 import errno
 import hashlib
 import json
 import os
 import re
+import reprlib
 import shutil
 import stat
 import threading
@@ -18,13 +22,14 @@ from typing import IO, Any, BinaryIO, Generic, TypeVar
 from grr_coca.common.errors import UserError
 
 MANIFEST = "manifest.json"
+"""Name of the file that lists the size and hash of each other file in a folder; see `atomic_folder`."""
 
 BINARY = getattr(os, "O_BINARY", 0)
 """Flag of `os.open` without which Windows changes line ends."""
 
 _RETRY_PAUSES = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Pauses between attempts to rename. On Windows, renaming fails while another process, such as a virus scanner, has the
-file open."""
+"""Pauses in seconds between attempts to rename. On Windows, renaming fails while another process, such as a virus
+scanner, has the file open."""
 
 CACHE_PREFIX = "cache:"
 """Prefix of paths in the user's cache."""
@@ -36,7 +41,7 @@ def user_cache() -> Path:
 
 
 def is_offline() -> bool:
-    """Return whether downloads are forbidden (`--offline`)."""
+    """Return whether downloads are forbidden by the environment variable `HF_HUB_OFFLINE`, which `--offline` sets."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
@@ -51,13 +56,13 @@ def expand_cache_prefix(path: str) -> str:
 
 
 def require_nonempty_path(path: str) -> None:
-    """Check that a path is not empty. An unset shell variable yields an empty path, which would be interpreted as `.`.
+    """Check that a path is not empty. An unset shell variable yields an empty path, which `Path` interprets as `.`.
 
     Raises:
         UserError: If the path is empty.
     """
     if not path:
-        raise UserError("empty path; pass files or folders, `.` for this folder")
+        raise UserError("the path is empty; pass a file or a folder, such as `.` for the current folder")
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -73,13 +78,13 @@ def open_regular(path: str | Path) -> BinaryIO:
 def read_regular(path: str | Path, check_size: Callable[[int], object]) -> bytes:
     """Return the bytes of a regular file; see `open_regular`.
 
-    Compared with Python's file objects, this needs a third of the calls to the system, which take longer than the rest
-    of reading a small image.
+    Compared with Python's file objects, this needs a third of the system calls, which take longer than the rest of
+    reading a small image.
 
     Args:
         path: Path of the file.
-        check_size: Called with the size of the file in bytes before the file is read. It raises an error if the file is
-            too large.
+        check_size: Called with the size of the file in bytes before the file is read. Any error that it raises, for
+            example because the file is too large, is passed on.
 
     Raises:
         OSError: If the file does not exist, cannot be read, or is not a regular file.
@@ -117,9 +122,9 @@ def is_within(path: str | Path, folders: Iterable[str | Path]) -> bool:
 
 @contextmanager
 def read_errors(path: str | Path) -> Iterator[None]:
-    """Convert errors that occur in the context, for example because a file does not exist, to a `UserError`.
+    """Convert an `OSError` or `ValueError` that occurs in the context to a `UserError` that names the file.
 
-    The message names the file.
+    A `UserError` is passed on unchanged.
     """
     try:
         yield
@@ -139,7 +144,7 @@ def read_file_bytes(path: str | Path) -> bytes:
     """Return the bytes of a file.
 
     Raises:
-        UserError: If the file does not exist, or cannot be read.
+        UserError: If the file does not exist, is a folder, or cannot be read.
     """
     with read_errors(path):
         return Path(path).read_bytes()
@@ -149,7 +154,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a file that contains one JSON object.
 
     Raises:
-        UserError: If the file does not exist, cannot be read, or contains anything else.
+        UserError: If the file does not exist, cannot be read, or does not contain one JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -158,15 +163,17 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error}); correct it") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, found {content!r}")
+        raise UserError(f"{path}: expected a mapping of keys to values, found {reprlib.repr(content)}")
     return content
 
 
 def read_lines(path: Path) -> dict[int, str]:
-    """Return the non-empty lines of a UTF-8 file, by line number (from 1). Each run of whitespace becomes one space.
+    """Return the lines of a UTF-8 file that are not blank, by line number (from 1).
+
+    Each run of whitespace becomes one space, and whitespace at the ends of a line is removed.
 
     Raises:
-        UserError: If the file cannot be read, is not UTF-8, or has no text.
+        UserError: If the file does not exist, cannot be read, is not UTF-8, or has no text.
     """
     try:
         text = read_file_bytes(path).decode("utf-8-sig")
@@ -186,12 +193,14 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file atomically: under a temporary name, flushed to disk, then renamed to `path`.
 
-    A replaced file keeps its permissions. If `path` is a symbolic link, the link is replaced and its target is not
-    changed, because in an untrusted folder the target could be anywhere. To follow a link that the user passed, pass
-    `resolve_link(path)`. If several processes write the same file, the last version is kept.
+    `write` is called with the open temporary file. The new file gets the permissions of the file that it replaces. If
+    `path` is a symbolic link, the link is replaced and its target is not changed, because in an untrusted folder the
+    target could be anywhere. To follow a link that the user passed, pass `resolve_link(path)`. If several processes
+    write the same file, the last version is kept.
 
     Raises:
-        OSError: If the disk is full, or the folder is not writable. No partial file remains.
+        OSError: If the disk is full, or the folder does not exist or is not writable. After this or any error of
+            `write`, no partial file remains.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.partial")
     try:
@@ -211,10 +220,11 @@ def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def replace_file(source: Path, target: Path) -> None:
-    """Rename a file, and replace the target if it exists.
+    """Rename a file, and replace the target if it exists. If permission is denied, try again for up to 1.5 seconds.
 
     Raises:
-        OSError: If the folder is not writable, or, on Windows, if another process keeps one of the files open.
+        OSError: If the source does not exist, the folder is not writable, or, on Windows, another process keeps one of
+            the files open.
     """
     _retry_rename(lambda: source.replace(target))
 
@@ -230,21 +240,21 @@ def _retry_rename(rename: Callable[[], object]) -> None:
 
 
 class LocalFile:
-    """File on this machine, which is open until `close` is called.
+    """File on this machine, open for reading until `close` is called.
 
     Raises:
-        OSError: If the file does not exist or cannot be read.
+        OSError: If the file does not exist or cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDONLY | BINARY)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part of the file. This method is thread-safe."""
+        """Return up to `size` bytes from an offset, or fewer if the file ends earlier. This method is thread-safe."""
         return read_at(self._descriptor, size, offset)
 
     def will_need(self, start: int, end: int) -> None:
-        """Ask the system to read a part of the file in advance.
+        """Ask the system to read the bytes from `start` to `end` (exclusive) in advance.
 
         This has no effect if the system does not support it.
         """
@@ -261,7 +271,10 @@ _SEEK_LOCK = threading.Lock()
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Read a part of a file. The result is shorter if the file ends earlier. This function is thread-safe."""
+    """Return up to `size` bytes of an open file from an offset, or fewer if the file ends earlier.
+
+    This function is thread-safe. On Windows, it changes the position of the descriptor.
+    """
     if hasattr(os, "pread"):
         return os.pread(descriptor, size, offset)
     with _SEEK_LOCK:
@@ -279,11 +292,12 @@ def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> It
     """Yield a temporary folder that replaces `folder` (or the target of a symbolic link) when the context ends.
 
     A manifest of sizes and hashes, which starts with `facts`, is added to the folder. If the context ends with an
-    exception, `folder` stays unchanged.
+    exception, `folder` stays unchanged. The previous folder is first renamed to `.NAME.old`, which remains only if the
+    machine crashes or the next rename fails. Only one process at a time may write a folder.
 
     Raises:
         UserError: If the path has no name, such as `.`, and thus cannot be replaced.
-        OSError: If the disk is full or cannot be written to. No temporary files remain.
+        OSError: If the disk is full or cannot be written to. The temporary folder is removed.
     """
     require_folder_name(folder)
     folder = resolve_link(folder)
@@ -305,13 +319,15 @@ def atomic_folder(folder: Path, facts: Mapping[str, object] | None = None) -> It
 def edit_folder_atomic(folder: Path, facts: Mapping[str, object] | None = None) -> Iterator[Path]:
     """Yield a copy of a folder that has a manifest. The copy replaces the folder at the end, as in `atomic_folder`.
 
+    Files that the manifest does not list are not copied, and are thus removed.
+
     Args:
         folder: Folder to change.
         facts: Entries with which the manifest starts. If None, the present entries are kept.
 
     Raises:
         UserError: If the folder has no manifest, or the manifest is corrupt.
-        OSError: If the disk is full or cannot be written to. The folder stays unchanged.
+        OSError: If a listed file is missing, or the disk is full or cannot be written to. The folder stays unchanged.
     """
     if facts is None:
         facts = {key: value for key, value in read_json(folder / MANIFEST).items() if key != "files"}
@@ -333,14 +349,16 @@ def require_folder_name(folder: Path) -> None:
 
 
 def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
-    """Compare the files in a folder with its manifest.
+    """Compare the sizes and hashes of files in a folder with its manifest.
 
     Args:
         folder: The folder.
-        only: Names of the files to compare. If None, all files in the manifest are compared.
+        only: Names of the files to compare, if they are in the manifest. If None, all files in the manifest are
+            compared.
 
     Raises:
-        UserError: If the manifest or a file is missing, or a file differs, even by a single bit.
+        UserError: If the manifest is missing or corrupt, or a file is missing, cannot be read, or differs, even by a
+            single bit.
     """
     for name, (size, sha256) in read_manifest(folder).items():
         if only is not None and name not in only:
@@ -351,14 +369,14 @@ def verify_folder(folder: Path, only: Collection[str] | None = None) -> None:
         except OSError as error:
             raise UserError(f"{path}: missing, or cannot be read ({error.strerror})") from error
         if not is_whole:
-            raise UserError(f"{path}: corrupt: its checksum differs from the manifest")
+            raise UserError(f"{path}: corrupt: its size or checksum differs from the manifest")
 
 
 def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
-    """Return the size and SHA-256 of each file in a folder, by relative path, from the folder's manifest.
+    """Return the size in bytes and the SHA-256 of each file that a folder's manifest lists, by relative path.
 
     Raises:
-        UserError: If the manifest is missing or corrupt.
+        UserError: If the manifest is missing or corrupt, or lists a path outside the folder.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -410,7 +428,10 @@ def _sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Flush the file names in a folder to the disk. This does nothing on Windows, which cannot open folders."""
+    """Flush the file names in a folder to the disk, if the system permits the folder to be opened.
+
+    This does nothing on Windows, where folders cannot be opened.
+    """
     with suppress(PermissionError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -429,9 +450,14 @@ T = TypeVar("T")
 
 
 class HandleCache(Generic[K, T]):
-    """Cache that opens items by key, and keeps the `size` most recently used items. Dropped items are closed.
+    """Cache that opens items by key, and keeps the `size` most recently used items. It is not thread-safe.
 
     A copy that is sent to another process starts empty, because open files and memory maps are not valid there.
+
+    Args:
+        open_: Function that opens the item of a key.
+        close: Function that closes an item that is removed from the cache. If None, the item is only released.
+        size: Maximum number of items.
     """
 
     def __init__(self, open_: Callable[[K], T], close: Callable[[T], None] | None, size: int) -> None:
@@ -452,7 +478,7 @@ class HandleCache(Generic[K, T]):
         return item
 
     def discard(self, key: K) -> None:
-        """Close an item, if it is open."""
+        """Remove an item from the cache and close it, if it is in the cache."""
         item = self._items.pop(key, None)
         if item is not None and self._close is not None:
             self._close(item)
@@ -469,8 +495,10 @@ class HandleCache(Generic[K, T]):
 def raise_open_file_limit() -> int:
     """Raise this process's limit of open files to `_OPEN_FILES`, or as far as the system allows.
 
+    A limit that is already higher is kept. On Windows, nothing is changed, because the default is sufficient.
+
     Returns:
-        The new limit. On Windows, nothing is changed, because the default is sufficient.
+        The resulting limit, or `_OPEN_FILES` if the system has no limit.
     """
     try:
         from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit, setrlimit
@@ -491,6 +519,9 @@ _LOCAL_SCHEMES = ("file", "local")
 
 
 def is_url(path: str) -> bool:
-    """Return whether a path is the URL of a remote file, such as `s3://bucket/a.tar`."""
+    """Return whether a path is the URL of a remote file, such as `s3://bucket/a.tar`.
+
+    URLs that begin with `file://` or `local://` are not remote.
+    """
     found = _URL.match(path)
     return found is not None and found[1].lower() not in _LOCAL_SCHEMES

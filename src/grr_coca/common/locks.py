@@ -17,9 +17,9 @@ _SHORT_WAIT_SECONDS = 0.2
 
 
 class LockHeldError(Exception):
-    """A lock is held by another process, or is already held by this process.
+    """Failure to get a lock, because another process or this process holds it.
 
-    `holder` is the number of the process that holds it, or `?` if unknown.
+    `holder` is the number of the process that holds the lock, as text, or `?` if unknown.
     """
 
     def __init__(self, holder: str) -> None:
@@ -28,7 +28,7 @@ class LockHeldError(Exception):
 
     @property
     def is_own_lock(self) -> bool:
-        """Whether this process holds the lock."""
+        """Whether this process held the lock when the error was raised."""
         return self.holder == str(os.getpid())
 
 
@@ -38,12 +38,13 @@ class ProcessLock:
     The lock is held until `release` is called, until the object is deleted, or until the process ends for any reason.
 
     Args:
-        path: Path of the lock file, which must not have other content.
-        removes: Whether `release` removes the file. A killed process leaves its file behind, which is harmless.
+        path: Path of the lock file, which must not have other content. Its folder must exist.
+        removes: Whether to remove the file when the lock is released. A killed process leaves its file behind, which is
+            harmless.
 
     Raises:
-        LockHeldError: If the lock is held.
-        OSError: If the file cannot be written to, is a symbolic link, or is on a file system without locks.
+        LockHeldError: If the lock is still held after `_SHORT_WAIT_SECONDS`.
+        OSError: If the file cannot be created or written to, is a symbolic link, or is on a file system without locks.
     """
 
     def __init__(self, path: Path, *, removes: bool = False) -> None:
@@ -60,12 +61,12 @@ class ProcessLock:
         self._release.atexit = removes  # otherwise, the lock is released when the process ends
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock. Further calls have no effect."""
         self._release()
 
 
 def _try_to_lock(path: Path) -> int | None:
-    """Return the descriptor of the locked file, or None if another process holds the lock."""
+    """Return the descriptor of the locked file, or None if the lock is held or its file was just removed."""
     from filelock import lock_descriptor  # lazy import, because it takes a tenth of a second, and --help needs no lock
 
     if path.is_symlink():  # not every system has `O_NOFOLLOW`
@@ -98,7 +99,11 @@ def _read_holder(path: Path) -> str:
 
 
 def _unlock(descriptor: int, owner: int, removed: Path | None) -> None:
-    """Release a lock. Closing the file is not enough, because a forked process may also have the file open."""
+    """Release a lock, remove its file unless `removed` is None, and close the descriptor.
+
+    Closing is not enough to release the lock, because a forked process may also have the file open. A process that is
+    not the owner, which was forked from it, only closes its descriptor.
+    """
     from filelock import unlock_descriptor
 
     is_owner = os.getpid() == owner

@@ -13,7 +13,7 @@ from grr_coca.common.files import resolve_link, write_atomic
 def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], indent: int | None = None) -> str:
     """Convert a record or a list of records to JSON. If `indent` is None, the result is a single line.
 
-    Characters that UTF-8 cannot encode are escaped.
+    Non-ASCII characters are escaped only if the text contains characters that UTF-8 cannot encode.
     """
     text = json.dumps(record, ensure_ascii=False, indent=indent)
     try:
@@ -26,7 +26,7 @@ def to_json(record: Mapping[str, object] | Sequence[Mapping[str, object]], inden
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Convert an `OSError` that occurs while `path` is written to a `UserError`."""
+    """Convert an `OSError` that occurs in the context, in which `path` is written, to a `UserError`."""
     try:
         yield
     except FileExistsError as error:  # creating a folder failed
@@ -38,8 +38,14 @@ def disk_errors(path: Path) -> Iterator[None]:
 def write_output(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a file under a temporary name in the same folder, and rename it once it is fully on disk.
 
+    The folder is created if it does not exist. If the path is a symbolic link, its target is replaced.
+
+    Args:
+        path: Path of the file.
+        write: Function that writes the content to an open file.
+
     Raises:
-        UserError: If the disk is full or cannot be written to, or the path is not a file.
+        UserError: If the disk is full or cannot be written to, or the path is a folder, a device or a pipe.
     """
     _require_replaceable(path)
     with disk_errors(path):
@@ -51,7 +57,7 @@ def require_writable(path: Path) -> None:
     """Check that a file can be written, and create its folder. Call this before the work begins.
 
     Raises:
-        UserError: If the path is not a file, or its folder cannot be created or written to.
+        UserError: If the path is a folder, a device or a pipe, or its folder cannot be created or written to.
     """
     from tempfile import TemporaryFile  # lazy import, because it imports random
 
@@ -66,7 +72,7 @@ def _require_replaceable(path: Path) -> None:
     """Check that a path does not exist or is a regular file, because an output must not replace a device.
 
     Raises:
-        UserError: If the path exists and is not a regular file.
+        UserError: If the path exists and is not a regular file, or cannot be checked.
     """
     with disk_errors(path):
         if path.is_dir():
@@ -94,10 +100,10 @@ def _is_same(path: Path, given: str | Path) -> bool:
 
 
 def require_suffix(path: Path, suffixes: tuple[str, ...]) -> str:
-    """Return the suffix of an output file, which determines its format.
+    """Return the suffix of an output file, which determines its format, in lower case with its dot.
 
     Raises:
-        UserError: If the suffix is not one of `suffixes`.
+        UserError: If the suffix is not one of `suffixes`, which are in lower case with their dots.
     """
     suffix = path.suffix.lower()
     if suffix not in suffixes:

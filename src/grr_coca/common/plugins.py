@@ -1,11 +1,11 @@
 """Plug-ins: extensions from other packages, which are found by the entry points of installed distributions.
 
-Each group of entry points is used by one module, which documents the values of the group:
+For each group of entry points, one module documents the values of the group:
 
-| group | value of an entry point | used by |
+| group | value of an entry point | documented in |
 |---|---|---|
 | `grr_coca.commands` | a table of commands, by name | `grr_coca.cli` |
-| `grr_coca.sources` | a reader of pairs and images from other sources | `grr_coca.data.sources.open` |
+| `grr_coca.sources` | a reader of pairs and images from other sources | `grr_coca.data.sources.base` |
 | `grr_coca.image_formats` | a decoder of image files that Pillow does not support | `grr_coca.data.isolated` |
 | `grr_coca.models` | a provider of models by name | `grr_coca.infer.load` |
 | `grr_coca.loaders` | a function that loads checkpoints of another project, by scheme | `grr_coca.load` |
@@ -41,7 +41,7 @@ plug-ins of this distribution are always loaded. If the variable is unset, all p
 
 
 class _EntryPoint(NamedTuple):
-    """Entry point and its distribution, the `provider`. `value` names a module and an object in it: `module:name`."""
+    """Entry point of a distribution (`provider`). `value` names a module and an object in the module: `module:name`."""
 
     group: str
     name: str
@@ -58,7 +58,7 @@ class _EntryPoint(NamedTuple):
 
 @cache
 def own(group: str) -> Mapping[str, Any]:
-    """Return the values of this distribution's entry points, by name.
+    """Return the values of this distribution's entry points in a group, by name.
 
     The result is empty if the distribution is not installed, for example in a clone on which pip was not run.
     """
@@ -67,7 +67,7 @@ def own(group: str) -> Mapping[str, Any]:
 
 @cache
 def others(group: str) -> Mapping[str, Any]:
-    """Return the values of other distributions' entry points, by name.
+    """Return the values of other distributions' entry points in a group, by name.
 
     A plug-in that cannot be imported is skipped with a warning. If two plug-ins have the same name, the first is used.
     """
@@ -98,7 +98,10 @@ def values(group: str) -> Iterator[Any]:
 
 
 def find(group: str, name: str) -> Any | None:
-    """Return the value of the named entry point, or None if it does not exist."""
+    """Return the value of the named entry point of a group, or None if it does not exist or cannot be imported.
+
+    If this distribution does not have the entry point, all plug-ins of the group are imported from other distributions.
+    """
     for entry in _entries(is_own=True):
         if (entry.group, entry.name) == (group, name):
             return entry.load()
@@ -117,7 +120,7 @@ def is_installed() -> bool:
 def _entries(*, is_own: bool) -> tuple[_EntryPoint, ...]:
     """Return the entry points of all groups whose names begin with `grr_coca.`, of this distribution or of all others.
 
-    Most commands do not need those of the others, so these are read separately.
+    Most commands do not need the entry points of other distributions, so these are read separately.
     """
     return tuple(
         entry
@@ -129,7 +132,7 @@ def _entries(*, is_own: bool) -> tuple[_EntryPoint, ...]:
 
 @cache
 def _distributions() -> Mapping[str, "os.DirEntry[str]"]:
-    """Return the metadata folder of each distribution whose plug-ins are loaded.
+    """Return the metadata folder of each distribution whose plug-ins are loaded, by normalized name.
 
     If two versions of a distribution are installed, the first on the path is used.
     """
@@ -145,20 +148,22 @@ def _distributions() -> Mapping[str, "os.DirEntry[str]"]:
 
 
 def _metadata_folders(folder: str) -> list["os.DirEntry[str]"]:
-    """Return the metadata folders that installers write: `NAME-VERSION.dist-info`, or `NAME.egg-info` from older
-    installers.
+    """Return the metadata folders of distributions in a folder, which is empty if the folder cannot be read.
+
+    Installers write `NAME-VERSION.dist-info`, and older installers write `NAME.egg-info`.
     """
     try:
         with os.scandir(folder) as entries:
-            return [one for one in entries if one.name.endswith((".dist-info", ".egg-info"))]
+            return [entry for entry in entries if entry.name.endswith((".dist-info", ".egg-info"))]
     except OSError:  # the path is an archive, or does not exist
         return []
 
 
 def _read(metadata: "os.DirEntry[str]", provider: str) -> Iterator[_EntryPoint]:
-    """Yield the entry points of groups whose names begin with `grr_coca.`.
+    """Yield a distribution's entry points in groups whose names begin with `grr_coca.`.
 
-    They are read from `entry_points.txt`, in which each group is a section with lines `name = value`.
+    The file `entry_points.txt` in the metadata folder has a section per group, with lines `name = value`. Nothing is
+    yielded if the file does not exist.
     """
     try:
         text = Path(metadata.path, "entry_points.txt").read_text(encoding="utf-8")

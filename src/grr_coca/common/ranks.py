@@ -1,7 +1,7 @@
-"""The processes of a run (ranks): communication between them, their launch by `torchrun`, and signals that stop them.
+"""The processes of a run (ranks): communication between them, their process group, and signals that stop them.
 
-A run with one process has one rank, and its exchanges return their input. A signal does not end a run immediately,
-because the run first saves its state.
+`torchrun` or a scheduler starts the processes. A run with one process has one rank, and needs no communication. A
+signal does not end a run immediately, because the run first saves its state.
 """
 
 import os
@@ -28,9 +28,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process, which has number `rank` among `size` processes. Its tensors are on `device`.
+    """This process as one of the ranks of a run, and its communication with the other ranks.
+
+    All ranks must call each method that exchanges data, in the same order.
 
     Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+        device: Device of this process's tensors.
         patient: Process group with a long timeout, in which ranks wait for rank 0. If None, the default group is used.
     """
 
@@ -41,7 +46,7 @@ class Ranks:
 
     @classmethod
     def current(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
-        """Return the rank of this process. Without a process group, this process is the only rank."""
+        """Return the ranks as seen by this process. Without a process group, this process is the only rank."""
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device, patient)
@@ -66,7 +71,10 @@ class Ranks:
         return tensor if self.size == 1 else _Gather.apply(tensor, self.size)
 
     def gather_objects(self, item: object) -> list:
-        """Return the Python objects of all ranks. This is slow, so use it only for small objects and rare events."""
+        """Return the Python objects of all ranks, in the order of ranks.
+
+        The objects are pickled. This is slow, so use it only for small objects and rare events.
+        """
         items: list = [item]
         if self.size > 1:
             items = [None] * self.size
@@ -74,11 +82,11 @@ class Ranks:
         return items
 
     def run_on_first(self, function: Callable[[], T]) -> T:
-        """Call a function on rank 0, and return its result on all ranks.
+        """Call a function on rank 0, and return its result, which is pickled, on all ranks.
 
         Raises:
-            UserError: On all ranks except rank 0, if the function raised any error, so that no rank waits forever.
-                Rank 0 raises the original error.
+            UserError: On all ranks except rank 0, if the function raised any `Exception`, so that no rank waits
+                forever. Rank 0 raises the original error.
         """
         outcome: list = [None, None]
         failure: Exception | None = None
@@ -123,12 +131,17 @@ SIGUSR1."""
 
 
 class StopSignals:
-    """Context that handles the signals in `SIGNALS`.
+    """Context that counts the signals in `SIGNALS`, so that a run can stop at a suitable point.
 
-    The first signal of each kind requests that the run stop, and the second takes effect immediately.
+    The first signal of each kind is only counted, and the second takes effect immediately: it gets the handler from
+    before the context. Signals that the process ignores are still ignored. Outside the main thread, the context has no
+    effect, because Python sets handlers only there.
 
     Under torchrun, only the third SIGTERM or SIGUSR1 takes effect immediately, because a process can receive the same
     signal twice: schedulers send these signals to all processes, and torchrun forwards those that it receives.
+
+    Attributes:
+        counts: Number of signals that were counted, for each signal in `SIGNALS`.
     """
 
     def __init__(self) -> None:
@@ -172,7 +185,12 @@ validation split."""
 def join_ranks() -> Iterator[Ranks]:
     """Yield the rank of this process, and join all ranks in a process group for the duration of the context.
 
-    Without `torchrun`, this process is the only rank.
+    Without the environment variables that `torchrun` sets, such as `RANK`, this process is the only rank. If the
+    context ends with an error other than an `Interruption`, the process stays in the group, because leaving could wait
+    for ranks that never leave.
+
+    Raises:
+        UserError: If the machine has too few GPUs; see `device_of_process`.
     """
     device = device_of_process()
     if "RANK" not in os.environ:
@@ -192,7 +210,14 @@ def join_ranks() -> Iterator[Ranks]:
 
 
 def device_of_process() -> torch.device:
-    """Return the GPU of this process, or the CPU if the machine has no GPU."""
+    """Return the GPU of this process, or the CPU if the machine has no GPU.
+
+    The environment variable `LOCAL_RANK` is the number of the GPU, except that a process without torchrun that can use
+    only one GPU gets that GPU.
+
+    Raises:
+        UserError: If torchrun or a scheduler started more processes on this machine than it has GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     number, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()

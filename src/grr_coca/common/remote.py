@@ -24,7 +24,7 @@ from grr_coca.common.errors import UserError, require_extra
 _log = logging.getLogger(__name__)
 
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0)
-"""Seconds between attempts. In total, they bridge a network failure of a minute."""
+"""Seconds between attempts. In total, they bridge a network failure of a minute and a half."""
 
 _WARN_FROM = 3
 """Number of the failed attempt from which on the failures of a request are reported. Earlier failures are common and
@@ -56,7 +56,9 @@ class RemoteFile:
     """File at a URL, with the size and etag that it had when it was found.
 
     Attributes:
-        etag: Value that changes with the content: the server's etag, or the length and date if the etag is missing.
+        url: URL of the file.
+        size: Size in bytes.
+        etag: Value that changes with the content: the server's etag, or the size and date if the server has no etag.
     """
 
     url: str
@@ -72,10 +74,11 @@ class RemoteFile:
         return self.url.rpartition("/")[2]
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part of the file in one request, which is repeated if it fails.
+        """Return exactly `size` bytes from an offset, read in one request, which is repeated if it fails.
 
         Raises:
-            UserError: If all attempts fail, or access is denied; the message names the URL.
+            UserError: If access is denied, or all attempts fail, for example because the file ends earlier. The message
+                names the URL.
         """
         return read_range(self.url, offset, size)
 
@@ -83,7 +86,7 @@ class RemoteFile:
         """Check that the file is unchanged.
 
         Raises:
-            UserError: If the file has changed or no longer exists, or the server does not answer.
+            UserError: If the file has changed or no longer exists, access is denied, or the server does not answer.
         """
         if remote_file(self.url) != self:
             raise UserError(f"{self.url}: has changed since it was indexed; run `grr-coca data index` on it again")
@@ -96,7 +99,8 @@ def require_no_credentials(url: str) -> str:
     """Check that no part of a URL can be a credential, and return the URL.
 
     Raises:
-        UserError: If the URL contains a user or a query. The message does not contain this part of the URL.
+        UserError: If the URL contains a query, a user with a password, or, with HTTP, a user. The message does not
+            contain this part of the URL.
     """
     plain, _, query = url.partition("?")
     scheme, _, rest = plain.partition("://")
@@ -112,9 +116,10 @@ def require_no_credentials(url: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the names that a pattern represents.
+    """Return the names that a pattern represents, in order, with the last braces varying fastest.
 
-    `{00000..01242}` counts with a fixed number of digits, and `{a,b}` lists values.
+    `{00000..01242}` counts with a fixed number of digits, and `{a,b}` lists values. A pattern without braces represents
+    itself.
 
     Raises:
         UserError: If braces have other content, or there are more than a million names.
@@ -128,39 +133,49 @@ def expand_braces(pattern: str) -> list[str]:
     for piece in pieces:
         count *= len(piece)
     if count > _MAX_NAMES:
-        raise UserError(f"{pattern}: represents {count:,} files (limit {_MAX_NAMES:,}); use smaller ranges")
+        raise _too_many_names(pattern, count)
     return ["".join(parts) for parts in itertools.product(*pieces, [pattern[end:]])]
 
 
 def _expand_brace(inner: str, pattern: str) -> list[str]:
     if (numbers := _RANGE.fullmatch(inner)) is not None:
         first, last = numbers.groups()
-        if int(first) <= int(last) and len(first) <= len(last) <= 12 and int(last) - int(first) < _MAX_NAMES:
+        if int(first) <= int(last) and len(first) <= len(last) <= 12:
+            if int(last) - int(first) >= _MAX_NAMES:
+                raise _too_many_names(pattern, int(last) - int(first) + 1)
             return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
     elif "," in inner:
         return inner.split(",")
-    raise UserError(f"{pattern}: '{{{inner}}}' is not a range such as {{00000..01242}} or a list such as {{a,b}}")
+    raise UserError(
+        f"{pattern}: '{{{inner}}}' must be an ascending range such as {{00000..01242}}, or a list such as {{a,b}}"
+    )
+
+
+def _too_many_names(pattern: str, count: int) -> UserError:
+    return UserError(f"{pattern}: represents {count:,} files (limit {_MAX_NAMES:,}); use smaller ranges")
 
 
 # --- Finding
 
 
 def remote_file(url: str) -> RemoteFile:
-    """Return the state of one file.
+    """Return the current size and etag of the file at a URL.
 
     Raises:
-        UserError: If the file does not exist, access is denied, or the server does not answer.
+        UserError: If the file does not exist, access is denied, the server does not answer or does not report the size,
+            or a package for the scheme of the URL is not installed.
     """
     return _as_file(url, _retry(url, lambda files, path, timeout: files.info(path, **timeout), missing_at_once=True))
 
 
 def find_remote(pattern: str) -> list[RemoteFile]:
-    """Return the files that match a URL pattern, in order.
+    """Return the files that match a URL pattern, in the order of `expand_braces`, and for `*` in alphabetical order.
 
-    A pattern can contain braces (see `expand_braces`) and, in stores that can list files, `*`.
+    A pattern can contain braces and, in stores that can list files, `*`.
 
     Raises:
-        UserError: If a file is missing (the message names it), no file matches, or the server does not answer.
+        UserError: If the pattern is invalid or may contain credentials, a file is missing (the message names it), no
+            file matches, access is denied, or the server does not answer.
     """
     require_no_credentials(pattern)
     urls = [url for name in expand_braces(pattern) for url in (_find_matches(name) if "*" in name else [name])]
@@ -180,7 +195,10 @@ def _find_matches(pattern: str) -> list[str]:
 
 
 def _list_folders(urls: Sequence[str]) -> dict[str, RemoteFile]:
-    """List the folders that contain many of the URLs, and return the files at these URLs."""
+    """List the folders that contain at least `_MIN_LISTED` of the URLs, and return the files at these URLs, by URL.
+
+    Folders on web servers are not listed. Files that a listing omits, or lists without a size, are not in the result.
+    """
     folders: dict[str, int] = {}
     for url in urls:
         folder = url.rpartition("/")[0]
@@ -214,7 +232,7 @@ def _as_file(url: str, entry: Mapping[str, Any]) -> RemoteFile:
 
 
 def read_range(url: str, offset: int, size: int) -> bytes:
-    """Read a part of a file; see `RemoteFile.read`."""
+    """Return exactly `size` bytes of the file at a URL; see `RemoteFile.read`. For 0 bytes, no request is made."""
 
     def read(files: Any, path: str, timeout: Mapping[str, float]) -> bytes:
         # By default, the file system of the Hugging Face hub would read five megabytes ahead, which nothing would use.
@@ -228,19 +246,23 @@ def read_range(url: str, offset: int, size: int) -> bytes:
 
 
 def upload_file(path: Path, url: str) -> None:
-    """Copy a file to a URL, and try again if this fails.
+    """Copy a file from this machine to a URL, and try again if this fails.
 
     Raises:
         UserError: If all attempts fail, or access is denied.
+        OSError: If the file does not exist.
     """
     size = path.stat().st_size
     _retry(url, lambda files, target, timeout: files.put_file(str(path), target, **timeout), size, uses_cache=True)
 
 
 def list_file_sizes(url: str) -> dict[str, int]:
-    """Return the size of each file in a folder at a URL, by relative path.
+    """Return the size in bytes of each file in a folder at a URL and in its subfolders, by relative path.
 
     The result is empty if the folder does not exist.
+
+    Raises:
+        UserError: If all attempts fail, or access is denied.
     """
 
     def find(files: Any, root: str, timeout: Mapping[str, float]) -> dict[str, int]:
@@ -255,12 +277,16 @@ def list_file_sizes(url: str) -> dict[str, int]:
 
 
 def remove_file(url: str) -> None:
-    """Remove a file at a URL."""
+    """Remove a file at a URL.
+
+    Raises:
+        UserError: If all attempts fail, for example because the file does not exist, or access is denied.
+    """
     _retry(url, lambda files, path, timeout: files.rm_file(path, **timeout), uses_cache=True)
 
 
 class _WrongLengthError(Exception):
-    """The server's answer is shorter or longer than requested."""
+    """Response with more or fewer bytes than requested."""
 
 
 def _retry(
@@ -277,9 +303,13 @@ def _retry(
         url: URL of the file or folder.
         call: Function that takes the file system of the URL, the path in it, and the time limit as keyword arguments
             for fsspec.
-        num_bytes: Number of bytes sent or received.
+        num_bytes: Number of bytes sent or received, which extends the time limit of each attempt.
         uses_cache: Whether the file system may use listings from earlier calls.
         missing_at_once: Whether to stop immediately if the file does not exist.
+
+    Raises:
+        UserError: If all attempts fail, access is denied, the file does not exist and `missing_at_once` is set, or the
+            file system of the URL cannot be opened.
     """
     filesystem, path = _open_filesystem(url)
     limit = SECONDS_TO_ANSWER + num_bytes / _SLOWEST
@@ -367,7 +397,7 @@ def _open_filesystem(url: str) -> tuple[Any, str]:
 def _new_filesystem(scheme: str, url: str) -> Any:
     missing = [name for name in ("fsspec", "aiohttp", "s3fs") if find_spec(name) is None]
     if "fsspec" in missing or (scheme in ("http", "https", "s3", "s3a") and missing):
-        require_extra("s3", f"{scheme}: reading from there")
+        require_extra("s3", f"{url}: access to remote files")
     import fsspec
     from fsspec.registry import known_implementations
 

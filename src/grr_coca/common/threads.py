@@ -44,7 +44,7 @@ def num_threads() -> int:
 def _container_limit(groups: Path) -> float | None:
     """Return the limit of cores of a container (`docker run --cpus`), or None if the number of cores is not limited.
 
-    The limit is read from control groups v1 or v2.
+    The limit is read from control groups v1 or v2, whose folder is `groups`. It need not be an integer.
     """
     try:
         if (groups / "cpu.max").exists():
@@ -157,11 +157,11 @@ class BatchEngine(Protocol):
 class Batches:
     """Executor of work in batches.
 
-    If a batch does not fit into memory, a warning is logged, and the batch size is halved. The reduced size is kept for
-    later calls with the same kind of work.
+    If a batch of `run` does not fit into memory, a warning is logged, and the batch size is halved. The reduced size is
+    kept for later calls with the same kind of work.
 
-    For a small model, several batches are computed at the same time, each by one thread (`Engine.workers`). The results
-    and their order are the same as if one batch were computed at a time.
+    If the engine has several workers, as it does for a small model, several batches are computed at the same time, each
+    by one thread. The results and their order are the same as if one batch were computed at a time.
 
     Args:
         engine: Engine that does the work. If None, one batch is computed at a time.
@@ -187,7 +187,8 @@ class Batches:
             work: Function that takes a batch. It is called in threads. If it raises an error, the results of earlier
                 batches are passed to `take`, and later results are dropped.
             take: Function that takes a result. It is called in the calling thread.
-            in_threads: Whether to use threads. If False, only the calling thread is used.
+            in_threads: Whether to use threads, if the engine has several workers. If False, only the calling thread is
+                used.
         """
         if self._engine is None or self._engine.workers == 1 or not in_threads or in_worker():
             for batch in batches:
@@ -281,7 +282,7 @@ class Batches:
 
 
 def _attempt(work: Callable[[Sequence[Item]], Sequence[Result]], batch: Sequence[Item]) -> Sequence[Result] | None:
-    """Return the results of the work, or None if the work did not fit into memory."""
+    """Return the results of the work on a batch, or None if the work did not fit into memory."""
     try:
         return work(batch)
     except UserError:  # the message may contain one of the phrases, for example in a path

@@ -66,17 +66,18 @@ def flash_attention_of_cpu() -> object:
 
 
 def allow_recompiles(limit: int) -> None:
-    """Allow a function to be compiled for at least this number of different kinds of inputs."""
+    """Allow each function to be compiled for at least this number of different kinds of inputs in this process."""
     import torch._dynamo  # lazy import, because it takes a second
 
     torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
 
 
 def keep_for_backward(share: float) -> None:
-    """Make compiled functions keep a fraction of their tensors for the backward pass, and recompute the other tensors.
+    """Make compiled functions keep only a fraction of their activation memory for the backward pass.
 
-    The setting stays in effect, because the compiler reads it only when it compiles. The public interface is a context
-    manager around the forward pass, which exists only in PyTorch 2.13 and later.
+    The other activations are recomputed. With a share of 1, nothing is recomputed. The setting stays in effect, because
+    the compiler reads it only when it compiles. The public interface is a context manager around the forward pass,
+    which exists only in PyTorch 2.13 and later.
     """
     import torch._functorch.config  # lazy import, because it takes a second
 
@@ -108,10 +109,10 @@ def copy_modules(module: Module) -> Module:
 
 
 def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
-    """Return all children of a module by name, including children that are None."""
+    """Return the module's own dict of children by name, including children that are None."""
     return module._modules
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks that read or change its inputs or outputs."""
+    """Return whether a module itself has forward hooks, which read or change its inputs or outputs."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

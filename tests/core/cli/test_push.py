@@ -220,7 +220,7 @@ def test_corrupt_model_is_not_pushed(refused, tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert "its checksum differs" in refused("push", tmp_path / "damaged", "me/x", "--dry-run")
+    assert "its size or checksum differs" in refused("push", tmp_path / "damaged", "me/x", "--dry-run")
 
 
 def test_card_of_an_imported_model_counts_no_steps(grr_coca, run, tmp_path):

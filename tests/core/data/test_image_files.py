@@ -108,7 +108,7 @@ def test_names_that_are_not_utf8_are_found(tree):
 
 
 def test_empty_name_is_not_this_folder(tree):
-    with pytest.raises(UserError, match="empty path"):
+    with pytest.raises(UserError, match="the path is empty"):
         find_images(["b.png", ""])
 
 

@@ -127,7 +127,7 @@ def test_file_that_is_cut_short_or_has_a_flipped_bit_is_named(folder):
         content = (folder / name).read_bytes()
         for damaged in (content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1])):
             (folder / name).write_bytes(damaged)
-            with pytest.raises(UserError, match=f"{name}: corrupt: its checksum differs from the manifest"):
+            with pytest.raises(UserError, match=f"{name}: corrupt: its size or checksum differs from the manifest"):
                 grr_coca.load(folder)
         (folder / name).write_bytes(content)
 

@@ -105,7 +105,7 @@ def test_every_recipe_that_comes_with_the_code_loads(path):
 def test_missing_file_lists_the_recipes_next_to_it(tmp_path):
     (tmp_path / "health.yaml").write_text(MINIMAL)
     (tmp_path / "glyphs.yml").write_text(MINIMAL)
-    with pytest.raises(UserError, match=r"helth\.yaml: no such recipe; there are glyphs\.yml, health\.yaml"):
+    with pytest.raises(UserError, match=r"helth\.yaml: no such recipe; its folder has glyphs\.yml, health\.yaml"):
         load_recipe(tmp_path / "helth.yaml")
 
 

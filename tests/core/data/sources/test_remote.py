@@ -67,15 +67,16 @@ def test_braces_expand_to_names(pattern, names):
     assert expand_braces(pattern) == names
 
 
-@pytest.mark.parametrize("pattern", ["{1..0}.tar", "{a}.tar", "{}.tar", "{0..9999999}.tar", "{00..9}.tar", "{-1..2}"])
+@pytest.mark.parametrize("pattern", ["{1..0}.tar", "{a}.tar", "{}.tar", "{00..9}.tar", "{-1..2}"])
 def test_empty_braces_are_named(pattern):
-    with pytest.raises(UserError, match="is not a range"):
+    with pytest.raises(UserError, match="must be an ascending range"):
         expand_braces(pattern)
 
 
-def test_too_many_names_raise():
-    with pytest.raises(UserError, match="represents 1,002,001 files"):
-        expand_braces("{0..1000}/{0..1000}")
+@pytest.mark.parametrize(("pattern", "count"), [("{0..1000}/{0..1000}", "1,002,001"), ("{0..9999999}", "10,000,000")])
+def test_too_many_names_raise(pattern, count):
+    with pytest.raises(UserError, match=f"represents {count} files"):
+        expand_braces(pattern)
 
 
 def test_braces_name_shards_on_disk(folder):

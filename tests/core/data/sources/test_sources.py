@@ -338,7 +338,7 @@ def test_folder_of_shards_opens_the_shards(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", "empty path"),
+        ("", "the path is empty"),
         ("tran.tar", r"tran\.tar: no such file or folder.* has empty, pairs\.xlsx, train-00000\.tar"),
         ("no/such/*.tar", "no such file or folder"),
         ("pairs.xlsx", r"pairs\.xlsx: unsupported format"),

@@ -75,7 +75,7 @@ def test_bad_image_has_no_features(grr_coca, root):
     done = features(grr_coca, root, pairs="bad.tar")
     assert done.code == 0
     assert done.out.startswith("8 images encoded")
-    assert "no features of 1 image that cannot be read" in done.err
+    assert "images without features, because they cannot be read (1)" in done.err
     cache = FeatureCache(root / "features")
     assert [cache[image] is None for image in range(9)] == [image == 5 for image in range(9)]
 

@@ -102,7 +102,7 @@ def adapt_with_report(
         )
         shown.update("adapt", 100, "")
     if adapted.images.bad:
-        print(f"skipping {count_of(len(adapted.images.bad), 'pair')} that cannot be used:", file=sys.stderr)
+        print(f"skipped {count_of(len(adapted.images.bad), 'pair')} that cannot be used:", file=sys.stderr)
         print_first(adapted.images.bad)
     return adapted
 
@@ -148,7 +148,7 @@ def select_unseen_pairs(
     seen = {digest for _, digest in _image_digests(train, -(-len(train) // _MAX_COMPARED))}
     if not any(digest in seen for _, digest in _image_digests(pairs)):
         return val, False
-    print(f"{folder}: trained on some of these pairs; measured on held-out pairs", file=sys.stderr)
+    print(f"{folder}: was trained on some of these pairs, so it is measured on held-out pairs", file=sys.stderr)
     if val is None:
         return held, True
     unseen = [place for place, digest in _image_digests(val) if digest not in seen]

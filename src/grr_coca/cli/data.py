@@ -240,7 +240,7 @@ def _features(action: Features) -> int:
             encoder = with_framing(encoder, Framing())
         given = None if action.given is None else open_given_features(action.given)
     header = feature_header(images, encoder, action.keep, action.precision)
-    size = "a token" if header.varies else f"each, {header.num_images * header.row_bytes / 1e6:,.1f} MB"
+    size = "per token" if header.varies else f"each, {header.num_images * header.row_bytes / 1e6:,.1f} MB"
     print(f"{count_of(header.num_images, 'image')}, {header.row_bytes:,} bytes {size}", file=sys.stderr)
     began = time.perf_counter()
     with bars({"features": len(images)}) as shown:
@@ -260,7 +260,7 @@ def _features(action: Features) -> int:
     line += f"; other processes work on {written.num_taken:,}" if written.num_taken else ""
     print(line)
     if written.bad:
-        print(f"no features of {count_of(len(written.bad), 'image')} that cannot be read:", file=sys.stderr)
+        print(f"images without features, because they cannot be read ({len(written.bad):,}):", file=sys.stderr)
         print_first(written.bad)
     return int(len(written.bad) == len(images))
 

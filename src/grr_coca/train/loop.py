@@ -270,9 +270,7 @@ class Run:
         if is_due or agreement.save or agreement.stop is not None:
             self._save()
         if agreement.stop is not None and not is_last:
-            raise Interruption(
-                agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, all of it saved"
-            )
+            raise Interruption(agreement.stop, f"stopped after step {done} of {self.recipe.schedule.steps}, and saved")
 
     def _agree(self, micro_batches: Sequence[Batch], signals: StopSignals) -> RankConsensus:
         """Exchange the state of all ranks before a step, so that all ranks make the same decisions."""

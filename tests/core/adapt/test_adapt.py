@@ -183,7 +183,7 @@ def test_broken_images_are_skipped_and_counted(grr_coca, tmp_path):
     result = grr_coca("adapt", tmp_path / "pairs.tar", "--out", tmp_path / "mine", "--json")
     assert result.code == 0
     assert json.loads(result.out)["skipped_pairs"] == 1
-    assert "skipping 1 pair that cannot be used" in result.err
+    assert "skipped 1 pair that cannot be used" in result.err
 
 
 @pytest.mark.ci

@@ -89,7 +89,7 @@ def test_val_of_copies_only_is_an_error(grr_coca, place, tmp_path):
 def test_fine_tuned_base_is_measured_on_held_out_pairs(grr_coca, place, run, tmp_path):
     result = grr_coca("adapt", place / "pairs.tar", "-c", run, "--out", tmp_path / "mine", "--json")
     assert result.code == 0, result.err
-    assert "trained on some of these pairs; measured on held-out pairs" in result.err
+    assert "trained on some of these pairs, so it is measured on held-out pairs" in result.err
     report = json.loads(result.out)
     held = -(-NUM_PAIRS // 20)
     assert report["images"] == NUM_PAIRS - held

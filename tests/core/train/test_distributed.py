@@ -57,7 +57,7 @@ def test_signal_to_one_rank_stops_both_after_the_same_step(make_job, undisturbed
     began = time.monotonic()
     assert launched.wait(30) == [143, 143]
     print(f"both ranks left {time.monotonic() - began:.1f} s after the signal")
-    result = f"SIGTERM: stopped after step 6 of {STEPS}, all of it saved; continue with --resume\n"
+    result = f"SIGTERM: stopped after step 6 of {STEPS}, and saved; continue with --resume\n"
     assert [launched.text(rank) for rank in range(2)] == [result, result]
     assert job.steps() == [6]
     assert differing_files(job.finish(), undisturbed) == []

@@ -184,7 +184,7 @@ def test_signals_save_and_exit_with_a_clear_message(make_job, undisturbed):
         code, result = stopped(job, number, step)
         assert code == 128 + number
         assert result == (
-            f"{number.name}: stopped after step {step + 2} of {STEPS}, all of it saved; continue with --resume\n"
+            f"{number.name}: stopped after step {step + 2} of {STEPS}, and saved; continue with --resume\n"
         ), "a signal during a step, counted from 0, is heard of before the next"
         assert job.steps()[-1] == step + 2
     assert differing_files(job.finish(), undisturbed(ONE)[0]) == []

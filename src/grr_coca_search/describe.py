@@ -16,7 +16,7 @@ from PIL import Image
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular
 from grr_coca.data.image_files import ImageFile
-from grr_coca.data.isolated import call_helpers
+from grr_coca.data.isolated import Answer, call_helpers
 from grr_coca.data.sources.base import BadSample, Cause
 from grr_coca.data.tokenizer import replace_surrogates
 from grr_coca.infer.on_ray import map_on_ray
@@ -68,7 +68,7 @@ Take = Callable[[Sequence[DecodedImage], list[ImageDescription]], None]
 
 
 def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Iterator[DecodedImage | Failure]:
-    """Read and decode images.
+    """Read and decode images. Images with equal bytes are decoded once.
 
     The stamp of a separate file is read again, because the file may have changed since it was found. A member of a
     shard keeps the stamp from the time when the shard was opened: if another file has replaced the shard since then,
@@ -77,10 +77,10 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
     If the system is the reason why an image cannot be read (permissions, a disk error, a missing package, a busy
     machine), the failure has no stamp, so that the next update tries to read the image again.
     """
-    # images whose results have not arrived yet, each with the digest and the number of its bytes
-    read: deque[tuple[FoundImage, str, int]] = deque()
+    read: deque[_ReadImage] = deque()  # images that were read, but are not decoded yet
 
     def contents() -> Iterator[tuple[bytes | UserError, str]]:
+        digests: set[str] = set()
         for one in found:
             part = one.file.part
             # The stamp is read before the content, so that the next update treats a file that is still being written
@@ -88,31 +88,67 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
             stamp = stamp_of(one.file) if part is None or part.offset is None else one.stamp
             content = one.file.read_or_error()
             size, digest = (0, "") if isinstance(content, UserError) else (len(content), digest_of(content))
-            read.append((one._replace(stamp=stamp), digest, size))
-            yield content, one.file.name
+            read.append(_ReadImage(one._replace(stamp=stamp), digest, size, digest in digests))
+            if digest not in digests:
+                yield content, one.file.name
+            if digest:
+                digests.add(digest)
+
+    answers: dict[str, Answer] = {}  # by digest
+
+    def copies() -> Iterator[DecodedImage | Failure]:
+        while read and read[0].is_copy:
+            image = read.popleft()
+            if image.digest in answers:
+                yield _decoded(image, answers[image.digest], preprocess)
+            else:  # the message about a file that cannot be decoded contains its name
+                yield from decode_found([image.found], preprocess)
 
     for answer in call_helpers("described", contents(), module=FACTS, preprocess=preprocess):
-        one, digest, size = read.popleft()
-        stamp = one.stamp
+        yield from copies()
+        image = read.popleft()
         if isinstance(answer, UserError):
-            is_of_system = isinstance(answer.__cause__, OSError) or (
-                isinstance(answer, BadSample) and answer.cause in (Cause.NOT_INSTALLED, Cause.UNREADABLE)
-            )
-            yield Failure(one.file.name, one.root, None if is_of_system else stamp, replace_surrogates(str(answer)))
-            continue
-        if stamp is None or stamp.size != size:
-            stamp = Stamp(size, 0 if stamp is None else stamp.mtime_ns)
-        facts, pixels = answer
-        yield DecodedImage(
-            found=one._replace(stamp=stamp),
-            digest=digest,
-            width=int(facts["size"][0]),
-            height=int(facts["size"][1]),
-            phash=int(facts["phash"]),
-            pixel_signature=bytes.fromhex(facts["look"]),
-            photo=photo_of(one.file, facts["found"]),
-            square=preprocess.to_square(facts, pixels),
-        )
+            yield _failure(image.found, answer)
+        else:
+            answers[image.digest] = answer
+            yield _decoded(image, answer, preprocess)
+    yield from copies()
+
+
+class _ReadImage(NamedTuple):
+    """Image whose file was read, with the digest and the number of its bytes.
+
+    `is_copy` is True if an earlier image of the same call has the same bytes. Such an image is not decoded again.
+    """
+
+    found: FoundImage
+    digest: str
+    size: int
+    is_copy: bool
+
+
+def _decoded(image: _ReadImage, answer: Answer, preprocess: "Preprocess") -> DecodedImage:
+    stamp, (facts, pixels) = image.found.stamp, answer
+    if stamp is None or stamp.size != image.size:
+        stamp = Stamp(image.size, 0 if stamp is None else stamp.mtime_ns)
+    return DecodedImage(
+        found=image.found._replace(stamp=stamp),
+        digest=image.digest,
+        width=int(facts["size"][0]),
+        height=int(facts["size"][1]),
+        phash=int(facts["phash"]),
+        pixel_signature=bytes.fromhex(facts["look"]),
+        photo=photo_of(image.found.file, facts["found"]),
+        square=preprocess.to_square(facts, pixels),
+    )
+
+
+def _failure(found: FoundImage, error: UserError) -> Failure:
+    is_of_system = isinstance(error.__cause__, OSError) or (
+        isinstance(error, BadSample) and error.cause in (Cause.NOT_INSTALLED, Cause.UNREADABLE)
+    )
+    stamp = None if is_of_system else found.stamp
+    return Failure(found.file.name, found.root, stamp, replace_surrogates(str(error)))
 
 
 def read_metadata(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
@@ -155,13 +191,20 @@ def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
     )
 
 
-def describe_squares(model: "ImageTextModel", squares: Sequence[Image.Image]) -> list[ImageDescription]:
-    """Return the caption, embedding and tags of each square image, computed in one forward pass."""
-    described = model.describe_many(list(squares), batch_size=max(1, len(squares)))
-    return [
-        ImageDescription(" ".join(one.captions[0].text.split()), one.embedding, one.caption_confidences[0], tags)
-        for one, tags in zip(described, _tags_of(model, described), strict=True)
-    ]
+def describe_decoded(model: "ImageTextModel", batch: Sequence[DecodedImage]) -> list[ImageDescription]:
+    """Return the caption, embedding and tags of each image, computed in one forward pass.
+
+    Images with equal bytes are described once.
+    """
+    squares = {one.digest: one.square for one in batch if one.square is not None}
+    described = model.describe_many(list(squares.values()), batch_size=max(1, len(squares)))
+    by_digest = {
+        digest: ImageDescription(
+            " ".join(one.captions[0].text.split()), one.embedding, one.caption_confidences[0], tags
+        )
+        for digest, one, tags in zip(squares, described, _tags_of(model, described), strict=True)
+    }
+    return [by_digest[one.digest] for one in batch if one.square is not None]
 
 
 def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> list[tuple[str, ...]]:
@@ -213,8 +256,7 @@ def _worker(folder: Path, engine: str) -> Callable[[Sequence[FoundImage]], list[
 
     def work(batch: Sequence[FoundImage]) -> list[DecodedImage | Failure]:
         read = list(decode_found(batch, preprocess))
-        squares = [one.square for one in read if isinstance(one, DecodedImage) and one.square is not None]
-        described = iter(describe_squares(model, squares))
+        described = iter(describe_decoded(model, [one for one in read if isinstance(one, DecodedImage)]))
         return [
             one if isinstance(one, Failure) else replace(one, square=None, described=next(described)) for one in read
         ]

@@ -18,7 +18,7 @@ from grr_coca.data.isolated import helpers
 from grr_coca.infer.load import is_on_hub, locate_checkpoint
 from grr_coca.infer.on_ray import Machines
 from grr_coca.model.checkpoint_files import DEFAULT, bundled_folder, fingerprint
-from grr_coca_search.describe import FACTS, DecodedImage, FoundImage, RayDescriber, Take, decode_found, describe_squares
+from grr_coca_search.describe import FACTS, DecodedImage, FoundImage, RayDescriber, Take, decode_found, describe_decoded
 from grr_coca_search.duplicates import Group, duplicate_groups
 from grr_coca_search.entry import MAX_BITS, MIN_COSINE, Failure, Header, chunks
 from grr_coca_search.filters import parse_filter
@@ -330,8 +330,7 @@ class IndexModel:
         model = self.loaded
 
         def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[ImageDescription]]:
-            squares = [one.square for one in batch if one.square is not None]
-            return batch, describe_squares(model, squares)
+            return batch, describe_decoded(model, batch)
 
         model.map_batches(batches, work, lambda done: take(*done))
 

@@ -16,6 +16,10 @@ from support import real_pairs, shard_members, write_tar
 from grr_coca.common.errors import UserError
 from grr_coca.data.image_files import ImageFile
 from grr_coca.data.isolated import HelperLimits, helpers
+from grr_coca.infer import Description
+from grr_coca.infer.calibration import UNKNOWN
+from grr_coca.infer.generate import Caption
+from grr_coca_search.describe import FoundImage, decode_found, describe_decoded
 from grr_coca_search.entry import digest_of, plain_fields
 from grr_coca_search.filters import parse_filter
 from grr_coca_search.update import forget_arguments, update_store
@@ -204,6 +208,47 @@ def test_unreadable_images_are_retried_when_changed(store, look, photos, model):
     (photos / "bad.png").unlink()
     look("photos")
     assert store.failures() == []
+
+
+def test_copies_keep_their_own_names_times_and_failures(store, photos, model):
+    (photos / "0 copy.png").write_bytes((photos / "0.png").read_bytes())
+    for name in ("1 bad.png", "1 bad, copy.png"):
+        (photos / name).write_bytes(b"no image")
+    (photos / "2 copy.png").write_bytes((photos / "2.png").read_bytes())
+    update = update_store(store, [str(photos)], lambda: model)
+    entries = {Path(name).name: entry for name, entry in kept(store).items()}
+    assert update.new == len(entries) == 6
+    for name in ("0", "2"):
+        one, copy = entries[f"{name}.png"], entries[f"{name} copy.png"]
+        assert copy.digest == one.digest == digest_of((photos / f"{name}.png").read_bytes())
+        assert (copy.phash, copy.pixel_signature, copy.caption) == (one.phash, one.pixel_signature, one.caption)
+        assert copy.stamp.mtime_ns == (photos / f"{name} copy.png").stat().st_mtime_ns != one.stamp.mtime_ns
+    assert [entries[f"{number}.png"].caption for number in range(4)] == [
+        f"a {colour} square" for colour in ("red", "green", "blue", "red")
+    ]
+    assert {failure.name for failure in update.failures} == {
+        str(photos / name) for name in ("1 bad.png", "1 bad, copy.png")
+    }
+    assert all(failure.message.startswith(failure.name) for failure in update.failures)
+
+
+def test_model_sees_equal_images_once(store, photos):
+    (photos / "0 copy.png").write_bytes((photos / "0.png").read_bytes())
+    seen = []
+
+    class Model:
+        has_tags = False
+
+        def describe_many(self, squares, batch_size):
+            assert batch_size == len(squares)
+            seen.extend(squares)
+            captions = [f"number {number}" for number in range(len(squares))]
+            return [Description([Caption(text, (), ())], np.zeros(4, np.float32), (UNKNOWN,)) for text in captions]
+
+    files = [FoundImage(ImageFile(str(photos / name)), "", None) for name in ("0.png", "1.png", "0 copy.png")]
+    described = describe_decoded(Model(), list(decode_found(files, ColourModel.preprocess)))
+    assert [one.caption for one in described] == ["number 0", "number 1", "number 0"]
+    assert len(seen) == 2
 
 
 @pytest.mark.ci

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Training on two machines of eight GPUs, with a folder that both see. Ten minutes before the time limit, the run saves and ends
-# with 138, and the job queues itself again. Not yet run on a cluster.
+# Train on two machines with eight GPUs each and a shared folder. Ten minutes before the time limit, the run saves a checkpoint
+# and exits with code 138, and the job queues itself again. This script has never been run on a cluster.
 #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8
 #SBATCH --time=24:00:00 --signal=USR1@600 --requeue --open-mode=append
 

@@ -3,13 +3,13 @@
     python examples/train.py "datasets/pictograms/train-*.tar" my-model
     grr-coca caption docs/drawings/guitar.webp -c my-model
 
-One process and AdamW, without validation, resuming and mixed precision. `grr-coca pretrain` adds these and more. With
-the same numbers it takes the same steps: a test holds the losses of both equal.
+This script uses one process and AdamW, without validation, resuming or mixed precision. `grr-coca pretrain` adds these
+and more. With the same settings, both take the same steps; a test checks that their losses are equal.
 
-- The model: change a value in `make_model`, or pass a module of yours to the parts in `grr_coca/model/build.py`.
-- The losses: `batch_loss` is in `grr_coca/model/losses.py`. Any scalar that depends on the model can be added to its
+- The model: change a value in `make_model`, or use your own module for a part in `grr_coca/model/build.py`.
+- The losses: `batch_loss` is in `grr_coca/model/losses.py`. You can add any scalar that depends on the model to its
   `total`.
-- The data: whatever yields `grr_coca.data.batch.Batch` can take the place of `make_batches`.
+- The data: any function that yields `grr_coca.data.batch.Batch` can replace `make_batches`.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def make_model(pairs: PairSource) -> Checkpoint:
-    """Return a new model with a tokenizer of these captions, as a complete checkpoint."""
+    """Return a checkpoint of a new model, with a tokenizer trained on the captions of the pairs."""
     tokenizer = train_bpe(caption_texts(pairs), VOCAB_SIZE)
     config = get_preset(PRESET, SIZE)
     config = replace(config, text_decoder=replace(config.text_decoder, vocab_size=tokenizer.vocab_size))
@@ -74,7 +74,7 @@ def make_model(pairs: PairSource) -> Checkpoint:
 
 
 def make_batches(pairs: PairSource, checkpoint: Checkpoint, steps: int) -> Iterable[Batch]:
-    """Batches in random order, epoch after epoch. Each is padded to its longest caption."""
+    """Return batches of pairs in random order, epoch after epoch, each padded to its longest caption."""
     context_length = checkpoint.config.text_decoder.context_length
     dataset = PairDataset(pairs, checkpoint.tokenizer, checkpoint.preprocess, context_length, seed=SEED)
     order = TrainingOrder(Shuffle(len(pairs), SEED), GlobalBatches(BATCH_SIZE, steps))
@@ -98,7 +98,7 @@ def train(model: CoCa, batches: Iterable[Batch], steps: int) -> Iterable[float]:
 
 
 def parameter_groups(model: CoCa) -> list[dict]:
-    """Weight decay is for the matrices of linear layers, and not for embeddings, norms, biases and the temperature."""
+    """Return two groups: the matrices of linear layers, with weight decay, and all other parameters, without."""
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     decayed = [parameter for parameter in model.parameters() if id(parameter) in matrices]
     others = [parameter for parameter in model.parameters() if id(parameter) not in matrices]
@@ -106,7 +106,7 @@ def parameter_groups(model: CoCa) -> list[dict]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine down to 0 at the last step. Steps are counted from 0."""
+    """Return the rate of a step, counted from 0: linear warm-up, then a cosine that ends at 0 at the last step."""
     if step < WARMUP_STEPS:
         return LEARNING_RATE * (step + 1) / WARMUP_STEPS
     progress = (step - WARMUP_STEPS) / max(1, steps - 1 - WARMUP_STEPS)

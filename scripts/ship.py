@@ -188,7 +188,7 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
         [
             f"# {card.name}",
             "",
-            f"{card.summary} {card.preset}, {card.parameters:,} parameters in half precision.",
+            f"{card.summary} Preset `{card.preset}`, with {card.parameters:,} parameters in half precision.",
             "",
             "```python",
             "import grr_coca",
@@ -214,7 +214,7 @@ def card_page(card: ModelCard, text: dict[str, str]) -> str:
             text["reproduce"],
             "```",
             "",
-            f"trains {card.steps:,} steps by `{card.recipe}` and writes this folder.",
+            f"This command trains {card.steps:,} steps with `{card.recipe}`, and writes this folder.",
             "",
         ]
     )

@@ -73,7 +73,7 @@ def test_run_becomes_a_model_with_a_card(run, tmp_path, monkeypatch):
     assert card.figures["val"]["perplexity"] == card.figures["elsewhere"]["perplexity"], "the same pairs"
     page = (tmp_path / "weights" / "mine" / "card.md").read_text()
     assert "| elsewhere |" in page
-    assert "trains 2 steps by `the recipe`" in page
+    assert "trains 2 steps with `the recipe`" in page
     shipped, trained = (from_pretrained(path).model.state_dict() for path in (tmp_path / "weights/mine", run))
     assert all(torch.equal(shipped[name], tensor.half().float()) for name, tensor in trained.items())
 

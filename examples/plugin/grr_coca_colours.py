@@ -1,4 +1,4 @@
-"""A plug-in for GRR-CoCa: pairs `colours:red,green`, a command that lists them, and an endpoint that counts pixels."""
+"""A plug-in for GRR-CoCa: the source of pairs `colours:red,green`, a command that prints captions, and an endpoint."""
 
 import io
 from pathlib import Path
@@ -15,7 +15,7 @@ def print_captions(source: str) -> None:
     """Print the captions of a source.
 
     Args:
-        source: such as colours:red,green.
+        source: source of pairs, such as colours:red,green.
     """
     from grr_coca.data.sources.open import open_source
 
@@ -24,7 +24,7 @@ def print_captions(source: str) -> None:
 
 
 class Colours(PairSource):
-    """Squares of one colour, each with its name as its caption."""
+    """One square for each colour, with the name of the colour as its caption."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -48,7 +48,7 @@ class Colours(PairSource):
 
 
 class Reader:
-    """A `grr_coca.data.sources.base.SourceReader`, which is asked for every `SCHEME:…`."""
+    """A `grr_coca.data.sources.base.SourceReader`, which opens the sources that begin with `colours:`."""
 
     def owns(self, argument: str) -> bool:
         return argument.startswith("colours:")
@@ -57,7 +57,7 @@ class Reader:
         return Colours(argument.removeprefix("colours:").split(",")) if self.owns(argument) else None
 
     def images(self, argument: str) -> None:
-        """These are pairs only: `caption` and `index` do not read them."""
+        """Return None, because the sources contain only pairs: `caption` and `index` cannot read them."""
 
     def find_file(self, argument: str) -> Path:
         return Path(__file__)
@@ -73,7 +73,7 @@ READER = Reader()
 
 
 def endpoints(service):
-    """Routes of the server that was started with `--plugin colours`."""
+    """Return the routes that `serve --plugin colours` adds: `/pixels`, the number of pixels of a model image."""
     from fastapi import APIRouter
 
     router = APIRouter()

@@ -89,7 +89,7 @@ def test_card_matches_the_manifest(hub, push):
     assert "6,597 drawings of 1,842 concepts" in card
     assert "| test_style | text_to_image/R@1 | 0.47 (0.435 to 0.505) |" in card
     assert "license_name: weights Apache-2.0" in card
-    for heading in ("Data", "Figures", "Limits", "Licence", "Citation"):
+    for heading in ("Data", "Metrics", "Limits", "Licence", "Citation"):
         assert f"\n## {heading}\n" in card
 
 

@@ -56,7 +56,7 @@ class Interruption(Exception):  # noqa: N818 (not an error)
 def suggest_name(name: str, valid: Iterable[str]) -> str:
     """Return a hint for an unknown name: `did you mean 'x'?` with the most similar valid name.
 
-    If no valid name is similar, the hint lists all of them: `valid names: x, y`.
+    If no valid name is similar, the hint lists at most `_MAX_LISTED` of them: `valid names: x, y`.
     """
     valid = sorted(valid)
     guess = difflib.get_close_matches(name[:_MAX_COMPARED], valid, n=1, cutoff=0.5)

@@ -77,7 +77,7 @@ def push(
 ) -> None:
     """Upload a checkpoint to the Hugging Face hub, with a model card, in one commit.
 
-    Weights, config, tokenizer and preprocessing are uploaded. Recipe, logs and training state are not.
+    All files of the model are uploaded, with ONNX graphs, if any. Recipe, logs and training state are not.
 
     Args:
         checkpoint: checkpoint or run folder, or name of a bundled model.

@@ -281,7 +281,7 @@ def get_preset(name: str, size: str | Size) -> CoCaConfig:
     """Return the config of a preset by name, in a named or custom size.
 
     Raises:
-        UserError: If the preset or the size does not exist. The message suggests the most similar name, or lists all names.
+        UserError: If the preset or the size does not exist. The message suggests a similar name, or lists valid names.
     """
     if name not in PRESETS:
         raise UserError(f"unknown preset '{name}'; {suggest_name(name, PRESETS)}")
@@ -312,7 +312,7 @@ def size_of(size: str | Size) -> Size:
     """Return the size with the given name. A `Size` is returned unchanged.
 
     Raises:
-        UserError: If no size has that name. The message suggests the most similar name, or lists all names.
+        UserError: If no size has that name. The message suggests a similar name, or lists valid names.
     """
     if isinstance(size, Size):
         return size

@@ -22,7 +22,8 @@ def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
         size: Image size to use instead of the size in the file. If None, the size in the file is used.
 
     Raises:
-        UserError: If the file is missing or corrupt, or its preprocessing does not produce square images.
+        UserError: If the file is missing or corrupt, or its preprocessing does not produce square images, scales pixels
+            by another factor than 1/255, or resizes by an unsupported method.
     """
     content = read_json(path)
     try:
@@ -37,7 +38,7 @@ def read_hub_preprocess(path: Path, size: int | None) -> EncoderPreprocess:
 
 def _parse(content: Mapping[str, Any], size: int | None) -> EncoderPreprocess:
     if not math.isclose(float(content.get("rescale_factor", 1 / 255)), 1 / 255, rel_tol=1e-3):
-        raise UserError("rescale_factor must be 1/255")
+        raise UserError(f"rescale_factor must be 1/255, got {content['rescale_factor']}")
     is_normalized = bool(content.get("do_normalize", True))
     given = content.get("size", content.get("crop_size"))
     resized = {"shortest_edge": given} if isinstance(given, int) else dict(given)
@@ -46,8 +47,10 @@ def _parse(content: Mapping[str, Any], size: int | None) -> EncoderPreprocess:
         shorter = int(resized["shortest_edge"])
         if cropped is None and isinstance(given, int):  # older files have one number for both sides
             fit, crop, side = "squash", 1.0, shorter
-        elif cropped is None or not 1 <= cropped <= shorter:
-            raise UserError(f"crop_size must be from 1 to {shorter}, as the encoder takes squares, got {cropped}")
+        elif cropped is None:
+            raise UserError("do_center_crop must be true if size is a shortest_edge, because the encoder takes squares")
+        elif not 1 <= cropped <= shorter:
+            raise UserError(f"crop_size must be from 1 to {shorter}, the shortest_edge, got {cropped}")
         else:
             fit, crop, side = "crop", cropped / shorter, cropped
     else:

@@ -29,6 +29,10 @@ class EncoderName(NamedTuple):
 def parse_name(scheme: str, rest: str) -> EncoderName:
     """Parse the name of an encoder.
 
+    Args:
+        scheme: Text before the colon, such as `timm`.
+        rest: Text after the colon.
+
     Raises:
         UserError: If the model is missing, the size is out of range, or the weights file cannot be used.
     """

@@ -1,9 +1,9 @@
 """Image encoder from an arbitrary ONNX graph, run by ONNX Runtime.
 
 The first input takes images of the shape B 3 S S or B S S 3, either as uint8 pixels or as floating-point values
-normalized by mean and standard deviation. The output is `last_hidden_state`, or else the first output with tokens B N
-D, a map, or one vector per image. Graphs that end in a classifier or a decoder have features in an inner tensor, which
-can be named.
+normalized by mean and standard deviation. The output is `last_hidden_state` if it has tokens, or else the first output
+with tokens (B T D), or else with a map, or else with one vector per image. Graphs that end in a classifier or a decoder
+have features in an inner tensor, which can be named.
 
 Shapes: B images, S image size in pixels, T tokens including class token and registers, N tokens, D width.
 """
@@ -81,7 +81,7 @@ class OnnxEncoder:
         if described.exists():
             self.info = from_dict(EncoderInfo, read_json(described), str(described))
             self._preprocess = self.info.preprocess
-            self._require_side(side)
+            self._require_side(side, described)
             return
         try:
             self._preprocess = read_hub_preprocess(path.with_name(FILE), side)
@@ -89,7 +89,7 @@ class OnnxEncoder:
             raise UserError(
                 f"{error}; this file specifies how images are resized and normalized; see docs/encoders.md"
             ) from error
-        self._require_side(side)
+        self._require_side(side, path.with_name(FILE))
         _, num_tokens, embed_dim = self.encode(self._black()).tokens.shape
         if embed_dim < _MIN_WIDTH:
             raise UserError(
@@ -127,6 +127,10 @@ class OnnxEncoder:
         """Write a graph that takes uint8 pixels and computes the same tokens; see `VisionEncoder`.
 
         The graph is copied if it already has this form, or if the extra `export` is not installed.
+
+        Raises:
+            UserError: If the encoder cannot be written as one file, or the written graph computes other tokens.
+            OSError: If the file cannot be written.
         """
         form = self._form()
         is_ready = form.dtype == np.uint8 and form.is_channels_last and form.rank == 3 and not form.num_prefix
@@ -181,16 +185,20 @@ class OnnxEncoder:
                 self._session = _open_session(self.path, self._tensor)
             return self._session
 
-    def _require_side(self, side: int | None) -> None:
+    def _require_side(self, side: int | None, described: Path) -> None:
         if side not in (None, self._preprocess.image_size):
             raise UserError(
                 f"onnx:{self.path}: takes images of {side} pixels, but the preprocessing next to it yields "
-                f"{self._preprocess.image_size}; correct the size in {FILE}"
+                f"{self._preprocess.image_size}; correct the size in {described.name}"
             )
 
 
 def _open_session(path: Path, tensor: str = "") -> "InferenceSession":
-    """Open a graph, with an inner tensor as an additional output if its name is given."""
+    """Open a graph on the CPU, with an inner tensor as an additional output if its name is given.
+
+    Raises:
+        UserError: If the graph cannot be opened, or does not have the tensor.
+    """
     import onnxruntime  # lazy import: the import takes a tenth of a second
 
     options = onnxruntime.SessionOptions()
@@ -260,9 +268,10 @@ def _choose_output(ranks: dict[str, int], path: Path) -> str:
 
 
 def candidates(path: Path) -> str:
-    """Return the end of a message, which names inner tensors of a graph that may contain features.
+    """Return the end of a message, which names at most four inner tensors of a graph that may contain features.
 
-    The tensors closest to the end of the graph come first, each with its number of features.
+    Each tensor has another number of features, which is listed after its name. The tensors closest to the end of the
+    graph come first. Without the extra `export`, the message states how to install it instead.
     """
     named = f"; name an inner tensor: onnx:{path.name}#TENSOR"
     if find_spec("onnx_ir") is None:

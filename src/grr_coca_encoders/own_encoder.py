@@ -22,7 +22,7 @@ def load_own(name: str, device: str | None) -> TorchEncoder:
         device: See `TorchEncoder`.
 
     Raises:
-        UserError: If the model does not exist, has no image encoder, or takes features of another encoder.
+        UserError: If the model does not exist, cannot be read, or takes features of another encoder.
     """
     checkpoint = from_pretrained(locate_checkpoint(name))
     preprocess = checkpoint.preprocess

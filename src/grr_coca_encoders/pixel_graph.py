@@ -57,6 +57,7 @@ def write_pixel_graph(graph: Path, form: GraphForm, preprocess: Preprocess, out:
 
     Raises:
         ValueError: If the weights do not fit into one file.
+        OSError: If a file cannot be read or written.
     """
     import onnx_ir as ir  # lazy import: part of the extra `export`
     from onnx_ir.passes.common import RemoveUnusedNodesPass

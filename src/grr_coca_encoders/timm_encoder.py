@@ -54,7 +54,8 @@ def load_timm(name: EncoderName, device: str | None) -> TorchEncoder:
         device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: If timm does not have the model, or its weights do not match it or are not available as safetensors.
+        UserError: If timm does not have the model, its preprocessing is not supported, or its weights do not match it
+            or are not available as safetensors.
     """
     architecture = name.model.partition(".")[0]
     if not timm.is_model(architecture):
@@ -136,9 +137,12 @@ class _LoadingLog(logging.Handler):
 
 
 def _weights_file(name: EncoderName) -> str:
-    """Return the safetensors file of the weights.
+    """Return the safetensors file of the weights, which is downloaded if necessary.
 
     The file is chosen here, because timm would also accept files that can run code.
+
+    Raises:
+        UserError: If the model has no weights on the Hugging Face hub, or they cannot be downloaded.
     """
     if name.weights is not None:
         return name.weights

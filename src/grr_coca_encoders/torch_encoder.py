@@ -50,10 +50,14 @@ class TorchEncoder:
 
     Args:
         name: Name of the encoder.
-        licence: Licence of the weights.
-        model: Model that computes tokens (B N D) from normalized images (B 3 S S).
+        model: Model that computes tokens (B N D) from normalized images (B 3 S S). It is moved to the device and
+            frozen.
         preprocess: Preprocessing of the encoder.
-        device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
+        licence: Licence of the weights.
+        device: Device to run on. If None, CUDA if available, else Apple's MPS, else the CPU.
+
+    Raises:
+        UserError: If the model cannot encode images of the size in `preprocess`.
     """
 
     def __init__(
@@ -124,7 +128,7 @@ def hash_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def without_prefix(tokens: Float[Tensor, "B T D"], num_patches: int) -> Float[Tensor, "B N D"]:
-    """Drop the class token and registers, which precede the patch tokens."""
+    """Return the last `num_patches` tokens. Class token and registers, which precede the patch tokens, are dropped."""
     return tokens[:, tokens.shape[1] - num_patches :]
 
 
@@ -151,7 +155,7 @@ def fixed_seed() -> Iterator[None]:
 
 @contextmanager
 def silence(name: str) -> Iterator[None]:
-    """Silence the messages of a library while a model is loaded.
+    """Hide a library's log messages, except errors, within this context.
 
     Args:
         name: Name of the library's logger.

@@ -65,7 +65,8 @@ def load_transformers(name: EncoderName, device: str | None) -> TorchEncoder:
         device: Device to run on. By default, CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: If the model is unknown, its family is not supported, or its weights are not in safetensors.
+        UserError: If the model is unknown or cannot be downloaded, its family or preprocessing is not supported, or its
+            weights are not in safetensors.
     """
     if name.weights not in (None, RANDOM):
         raise UserError(f"{name.text}: weights must be in a folder, with config.json; use hf:FOLDER")
@@ -117,7 +118,7 @@ def _preprocess(name: EncoderName, image_size: int) -> EncoderPreprocess:
 
 
 def _interpolate_positions(model: Any, side: int) -> None:
-    """Interpolate learned positions to another image size, as the model itself does for each image.
+    """Interpolate a model's learned positions to another image size in place, as the model itself does for each image.
 
     Without this function, exported graphs would contain the interpolation.
     """
@@ -141,7 +142,7 @@ def _interpolate_positions(model: Any, side: int) -> None:
 
 
 def _licence(name: EncoderName) -> str:
-    """Return the licence in the model card. Without a model card, the licence is unknown."""
+    """Return the licence in the model card, or `UNKNOWN_LICENCE` for random weights or if no model card can be read."""
     if name.weights == RANDOM:
         return UNKNOWN_LICENCE
     try:

@@ -32,7 +32,7 @@ from grr_coca.model.config import CoCaConfig, TransformerConfig
 
 
 def build_open_clip(config: CoCaConfig) -> CoCa:
-    """Build the model of a config whose architecture is `open_clip`."""
+    """Build the model of a config whose architecture is `open_clip`, without the weights of a checkpoint."""
     image, text = config.own_image_encoder.transformer, config.text_decoder.transformer
     multimodal, poolers = config.multimodal_decoder.transformer, config.poolers
     stem, context_length = Patchify(config.own_image_encoder.patch_size), config.text_decoder.context_length

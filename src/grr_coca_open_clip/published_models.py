@@ -35,8 +35,13 @@ class PublishedModel:
     """Model of open_clip on the Hugging Face hub.
 
     Attributes:
-        imagenet: Zero-shot accuracy on ImageNet.
+        name: Name in this package.
+        repository: Repository on the hub, OWNER/NAME.
+        parameters: Number of parameters.
+        imagenet: Zero-shot accuracy on ImageNet, from 0 to 1.
         good_for: Recommended use.
+        data: Training data.
+        licence: Licence of the weights.
     """
 
     name: str
@@ -103,7 +108,10 @@ class _Origin:
 
 
 def find_published(name: str) -> PublishedModel | None:
-    """Return the model for a name or `name@revision`, or None if it does not exist."""
+    """Return the model for a name or `name@revision`, or None if the name is unknown or the revision is malformed.
+
+    Whether the revision exists is not checked.
+    """
     plain, at, revision = name.partition("@")
     return PUBLISHED.get(plain) if not at or _REVISION.fullmatch(revision) else None
 
@@ -111,15 +119,14 @@ def find_published(name: str) -> PublishedModel | None:
 def published_folder(name: str) -> Path:
     """Return the checkpoint folder of a published model in the cache.
 
-    When it is first used, the model is downloaded and imported.
-
-    Concurrent processes wait for the first process.
+    When it is first used, the model is downloaded and imported. Concurrent processes wait for the first process.
 
     Args:
         name: Name of the model, or `name@revision` with a branch, tag or commit of its repository.
 
     Raises:
-        UserError: If the model cannot be downloaded or is corrupt, or the disk is full or cannot be written to.
+        UserError: If the extra `photos` is not installed, the model cannot be downloaded or is corrupt, or the disk is
+            full or cannot be written to.
     """
     model = find_published(name)
     assert model is not None
@@ -151,7 +158,7 @@ def _is_imported(folder: Path) -> bool:
 
 @contextmanager
 def _import_lock(folder: Path, name: str) -> Iterator[None]:
-    """Lock the import of a model, so that only one process imports it."""
+    """Lock the import of a model, so that only one process imports it. If another process has the lock, wait for it."""
     from filelock import FileLock, Timeout
 
     try:
@@ -237,7 +244,8 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
                 find(SETTINGS, weights.parent.name, only_here=False)
     except HfHubHTTPError as error:
         raise UserError(
-            f"{name}: the Hugging Face hub does not provide {size} ({first_line(error)}); check access and revision"
+            f"{name}: the Hugging Face hub does not provide {model.repository} ({first_line(error)}); check your "
+            "access and the revision"
         ) from error
     except Exception as error:  # without a connection, the type of the error depends on the client's version
         raise UserError(
@@ -284,7 +292,7 @@ class PublishedModels:
     def heading(self) -> str:
         """Heading of these models in lists."""
         command = install_command("photos")
-        return f"for photographs, published by open_clip; to let the first use download one, run {command}:"
+        return f"for photographs, published by open_clip; downloaded at first use, which needs: {command}"
 
     def owns(self, name: str) -> bool:
         """Return whether `name` is the name of a published model, with or without `@revision`."""

@@ -189,7 +189,7 @@ def test_invalid_graphs_raise(tmp_path):
     info = open_encoder(f"onnx:{write_graph(tmp_path)}").info
     (tmp_path / "encoder.json").write_text(json.dumps(to_dict(info)))
     path = write_graph(tmp_path, side=40)
-    with pytest.raises(UserError, match="takes images of 40 pixels, but the preprocessing next to it yields 32"):
+    with pytest.raises(UserError, match=r"takes images of 40 pixels, .* yields 32; .* in encoder\.json"):
         open_encoder(f"onnx:{path}")
     (tmp_path / "encoder.json").unlink()
     (tmp_path / "preprocessor_config.json").unlink()

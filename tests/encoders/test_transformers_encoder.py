@@ -160,8 +160,8 @@ def test_code_and_pickles_in_a_folder_are_not_run(tmp_path):
     [
         ({"size": {"height": 40, "width": 60}, "do_center_crop": False}, "images must be squares, got 40 × 60"),
         ({"crop_size": {"height": 90, "width": 90}}, "crop_size must be from 1 to 64"),
-        ({"do_center_crop": False}, "crop_size must be from 1 to 64"),
-        ({"rescale_factor": 0.5}, "rescale_factor must be 1/255"),
+        ({"do_center_crop": False}, "do_center_crop must be true"),
+        ({"rescale_factor": 0.5}, "rescale_factor must be 1/255, got 0.5"),
         ({"resample": 9}, "resample must be one of"),
         ({"image_mean": [0.5]}, "not the preprocessing of an image encoder"),
         ({"image_std": [0.5, 0.5, 0.0]}, "std above 0"),

@@ -21,10 +21,15 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
 def find_weights(path: Path) -> Path:
-    """Return the weights file at a path. If the path is a folder, the file is in this folder, preferably safetensors.
+    """Return the weights file at a path.
+
+    Args:
+        path: Weights file, or a folder. In a folder, the first existing file in `WEIGHTS` is used or, if none exists,
+            the only weights file.
 
     Raises:
-        UserError: If no weights are found, or several files are found but none has a name in `WEIGHTS`.
+        UserError: If no weights are found, the file has an unsupported suffix, or the folder has several weights files
+            but none with a name in `WEIGHTS`.
     """
     if path.is_file():
         if path.suffix not in _SUFFIXES:

@@ -39,6 +39,11 @@ class Heads:
 def infer_config(tensors: Mapping[str, Tensor], heads: Heads, name: str) -> CoCaConfig:
     """Infer the config of a model from its tensors.
 
+    Args:
+        tensors: Tensors under open_clip's names. Only their names and shapes are used.
+        heads: Numbers of attention heads.
+        name: Name of the file in messages.
+
     Raises:
         UserError: If the tensors are not those of open_clip's CoCa, or belong to a variant that our model does not
             support.

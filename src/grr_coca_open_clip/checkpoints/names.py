@@ -40,7 +40,7 @@ def to_ours(theirs: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
 
 
 def to_theirs(ours: Tensors, config: CoCaConfig) -> dict[str, Tensor]:
-    """Convert our weights to open_clip's."""
+    """Convert our weights to open_clip's. `ours` must contain exactly the tensors in `links`."""
     return {
         name: tensor
         for link in links(config)

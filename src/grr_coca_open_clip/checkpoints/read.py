@@ -37,7 +37,8 @@ def read_open_clip(path: Path, model: str | None = None, device: str | torch.dev
         path: Folder in the hub's layout, or a weights file. `open_clip_config.json` next to the weights defines the
             architecture. Without this file, the architecture is inferred from the shapes of the tensors; heads then
             have 64 channels, and the pooler has 8 heads, as in both published models.
-        model: open_clip's name of the architecture, such as `coca_ViT-B-32`.
+        model: open_clip's name of the architecture, such as `coca_ViT-B-32`. It replaces the architecture in
+            `open_clip_config.json`.
         device: Device of the model.
 
     Raises:
@@ -80,7 +81,11 @@ def _settings(path: Path, model: str | None) -> Settings:
 def _require_same_tensors(
     theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], config: CoCaConfig, path: Path
 ) -> None:
-    """Check that the tensors of both models correspond one to one."""
+    """Check that the tensors of both models correspond one to one.
+
+    Raises:
+        UserError: If a tensor of open_clip's model is missing, has no counterpart, or has another shape.
+    """
     on_meta = {name: tensor.to("meta") for name, tensor in ours.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in to_theirs(on_meta, config).items()}
     assert len(expected) == sum(len(link.theirs) for link in links(config)), "each tensor once"

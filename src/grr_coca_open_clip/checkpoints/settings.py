@@ -120,7 +120,13 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of an open_clip checkpoint. `where` names their source in messages."""
+    """Settings of an open_clip checkpoint.
+
+    Attributes:
+        where: Their source, for messages.
+        model: `model_cfg` of the checkpoint. Empty if it is unknown.
+        preprocess: `preprocess_cfg` of the checkpoint. Missing keys have open_clip's defaults.
+    """
 
     where: str
     model: Mapping[str, Any]
@@ -187,7 +193,7 @@ NO_SETTINGS = Settings("", {}, {})
 
 
 def published_settings(name: str) -> Settings:
-    """Return the settings of a published model.
+    """Return the settings of a published model, given open_clip's name. They have no preprocessing.
 
     Raises:
         UserError: If the model is unknown or unsupported.
@@ -286,7 +292,7 @@ def _shape_values(config: CoCaConfig) -> dict[str, dict[str, Any]]:
 
 
 def make_model_cfg(config: CoCaConfig) -> dict[str, Any]:
-    """Create the `model_cfg` for one of our models."""
+    """Create open_clip's `model_cfg` for a config with the architecture `open_clip`."""
     specified = _shape_values(config)
     image = config.own_image_encoder.transformer
     return {

@@ -134,10 +134,10 @@ def _next_commands(plan: "DemoPlan", path: Path, out: Path) -> str:
     return "\n".join(
         [
             f"Images, captions and searches:   {out / 'report.html'}",
-            f"The same once more:              {program} demo {again}",
-            f"Caption an image of yours:       {program} caption --checkpoint {checkpoint} IMAGE.png",
-            f"Search the drawings:             {program} index {images} --checkpoint {checkpoint} --out {index}",
+            f"Repeat this demo:                {program} demo {again}",
+            f"Caption your own image:          {program} caption --checkpoint {checkpoint} IMAGE.png",
+            f"Search its test images:          {program} index {images} --checkpoint {checkpoint} --out {index}",
             f"                                 {program} search {index} {shlex.quote(plan.queries[0])}",
-            f"Train on pairs of yours:         {program} pretrain {recipe} --data FOLDER_OR_SHARDS",
+            f"Train on your own pairs:         {program} pretrain {recipe} --data FOLDER_OR_SHARDS",
         ]
     )

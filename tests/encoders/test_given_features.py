@@ -117,6 +117,7 @@ def test_files_without_features_raise(tmp_path):
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     pyarrow.parquet.write_table(pyarrow.table({"x": [[0.5]], "y": [[0.5]]}), tmp_path / "c.parquet")
     (tmp_path / "d.pt").touch()
+    pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), tmp_path / "f.parquet")
     (tmp_path / "e").mkdir()
     for name, message in (
         ("a.npy", "its features cannot be read"),
@@ -124,7 +125,8 @@ def test_files_without_features_raise(tmp_path):
         ("c.parquet", "expected one column with lists of numbers, found x, y; rename the column of features"),
         ("d.pt", "unsupported feature format"),
         ("e", "has no .npy or HDF5 file"),
-        ("missing.npy", "its features cannot be read"),
+        ("missing.npy", "no such file or folder"),
+        ("f.parquet", "found none; store the features as lists of floats"),
     ):
         with pytest.raises(UserError, match=message):
             open_given_features(tmp_path / name)

@@ -28,7 +28,7 @@ _MIN_CONTRAST = 0.35
 """Minimum difference between ink and background, in grey values."""
 
 _QUALITY = (30, 80)
-"""Range of the JPEG quality."""
+"""Range of the JPEG quality. The upper limit is excluded."""
 
 _SHAPE_SIDE, _ICON_SIDE = (0.84, 1.0), (0.5, 0.7)
 """Ranges of the side of a shape, as a fraction of the image's side, and of the side of the icon, as a fraction of the
@@ -136,6 +136,10 @@ class Augmentation:
     The last seven changes are for models that are trained on drawings with a white background, because users' drawings
     have any background and size, and occur in screenshots. `blend`, `swap` and `neighbour` are applied before all other
     changes. `blend` and `swap` mix two images with the same caption, so the caption of the mixed image is correct.
+
+    Raises:
+        UserError: If a value is out of range, or the sum of `blend` and `swap`, or of `recolour`, `tint`, `shape` and
+            `paint`, is above 1.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -168,7 +172,7 @@ class Augmentation:
                 raise UserError(f"the sum of {named} must be at most 1, got {share:g}")
 
     def draw(self, rng: np.random.Generator) -> ImageChange:
-        """Sample a random change."""
+        """Sample a random change. It does not include `blend`, `swap` and `neighbour`, which need other images."""
         angle = math.radians(rng.uniform(-self.rotate, self.rotate))
         x, y = rng.uniform(-2 * self.shift, 2 * self.shift, 2)
         is_cropped = self.crop and rng.uniform() < self.crop
@@ -209,7 +213,7 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether images with the same caption are mixed."""
+        """Whether some images are mixed with another image of the same caption, by `blend` or `swap`."""
         return self.blend + self.swap > 0
 
 

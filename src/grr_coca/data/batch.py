@@ -1,6 +1,6 @@
 """Input of a training step: a batch of image-text pairs, and its copy to a device while the device computes.
 
-Single images are converted to the same tensors.
+Functions for single images return the same tensors without the dimension B.
 
 Shapes: B images or pairs, S image size in pixels.
 """
@@ -18,12 +18,20 @@ from grr_coca.data.preprocess import Preprocess
 
 
 def to_uint8_pixels(image: Image.Image, preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
-    """Return the pixels of an RGB image of any size, cropped and resized, with values 0 … 255."""
+    """Return the preprocessed pixels of an RGB image of any size, with values 0 … 255.
+
+    Raises:
+        BadSample: If `preprocess` rejects the image; see `Preprocess.square`.
+    """
     return torch.from_numpy(preprocess(image)).permute(2, 0, 1).contiguous()
 
 
 def to_input(image: Image.Image, preprocess: Preprocess) -> Float[Tensor, "3 S S"]:
-    """Return the model input for an RGB image of any size. By default, its values are in -1 … 1."""
+    """Return the model input for an RGB image of any size. With the default mean and std, its values are in -1 … 1.
+
+    Raises:
+        BadSample: If `preprocess` rejects the image; see `Preprocess.square`.
+    """
     return normalize(to_uint8_pixels(image, preprocess).float().div_(255), preprocess)
 
 
@@ -37,7 +45,7 @@ def normalize(pixels: Float[Tensor, "*B 3 S S"], preprocess: Preprocess) -> Floa
 
 
 class FeatureTokens(NamedTuple):
-    """Image tokens from a frozen third-party encoder. Shapes: B images, N tokens, X token width.
+    """Image tokens from a frozen encoder. Shapes: B images, N tokens, X token width.
 
     `mask` marks the valid tokens, at least one per image; all others are padding. None means that all tokens are valid.
     """
@@ -51,7 +59,7 @@ class FeatureTokens(NamedTuple):
 
     @classmethod
     def pad(cls, rows: Sequence[Float[Tensor, "_ X"]]) -> "FeatureTokens":
-        """Pad the tokens of several images with zeros, and stack them in one tensor."""
+        """Pad the tokens of at least one image with zeros to the same length, and stack them in one tensor."""
         lengths = torch.tensor([len(row) for row in rows])
         tokens = rows[0].new_zeros(len(rows), int(lengths.max()), rows[0].shape[1])
         for padded, row in zip(tokens, rows, strict=True):
@@ -102,7 +110,10 @@ class Batch:
         return len(self.keys)
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the same batch on `device`, except `lengths`, which stay on the CPU."""
+        """Return the same batch on `device`, except `lengths`, which stay on the CPU.
+
+        Copies from page-locked memory to a GPU are asynchronous.
+        """
         return replace(self._map_tensors(lambda tensor: tensor.to(device, non_blocking=True)), lengths=self.lengths)
 
     def pin_memory(self) -> "Batch":
@@ -113,7 +124,7 @@ class Batch:
         return self._map_tensors(Tensor.pin_memory)
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the device memory of a batch until a stream other than the copy stream has used the batch."""
+        """Keep the device memory of the batch until `stream`, which is not the copy stream, has used the batch."""
         for x in (*vars(self).values(), *(self.features or ())):
             if isinstance(x, Tensor) and x.device.type != "cpu":
                 x.record_stream(stream)
@@ -131,6 +142,7 @@ class Replacement(NamedTuple):
         cause: Reason why the sample is bad.
         name: Name of the pair.
         container: Shard, table or folder that contains the pair.
+        epoch: Epoch in which the sample was read.
         sample: Index of the pair in the source.
     """
 
@@ -142,7 +154,7 @@ class Replacement(NamedTuple):
 
 
 def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Tensor, " B"]]:
-    """Pad rows of token ids with id 0, stack them in one tensor, and also return their lengths."""
+    """Pad rows of token ids with id 0 to the longest row, and return them in one tensor with the length of each row."""
     lengths = torch.tensor([len(row) for row in rows])
     token_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for padded, row in zip(token_ids, rows, strict=True):
@@ -151,7 +163,7 @@ def pad_rows(rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "B T"], Int[Ten
 
 
 def copy_ahead(steps: Iterable[Sequence[Batch]], device: torch.device) -> Iterator[Sequence[Batch]]:
-    """Yield the micro-batches of each step.
+    """Yield the micro-batches of each step. If the device is the CPU, the steps are unchanged.
 
     If a step has one micro-batch, the micro-batch is already on the device, and copying the next step has begun.
 

@@ -1,7 +1,8 @@
 """Convert any source to tar shards in the layout of img2dataset.
 
-Each image becomes three files: `KEY.jpg` (or `.png`, `.webp` …), which is the unchanged image file; `KEY.txt` with the
-first caption; and `KEY.json` with the key and the caption in the source. If any image in a shard has several captions,
+Each image becomes three files: `KEY.jpg` (or `.png`, `.webp` …), which is the unchanged image file or, if the image is
+larger than a requested size, a smaller JPEG; `KEY.txt` with the first caption; and `KEY.json` with the key and the
+caption in the source. If any image in a shard has several captions,
 each `KEY.json` of that shard also has a list `captions` with all captions of its image, which `TarShards` reads. Rows
 of a table with the same image become one pair with all their captions, because separate pairs could end up in both
 training and validation.
@@ -44,6 +45,10 @@ class Conversion:
     An interrupted conversion can be continued only with the same settings.
 
     Attributes:
+        source: Path or pattern of the source.
+        num_images: Number of images in the source.
+        pairs_per_shard: Number of images in the range of the source that a shard covers.
+        image_size: Shorter side, in pixels, to which larger images are scaled down. None keeps all image files.
         source_bytes, source_changed_ns: Size and time of the last change of the source; see `source_state`. None if
             unknown.
     """
@@ -99,7 +104,7 @@ def convert(images: ByImage, conversion: Conversion, out: Path, on_image: Callab
         images omitted for this cause, plus the number of bad captions omitted from images that also have valid ones.
 
     Raises:
-        UserError: If the folder has other files, or cannot be written to.
+        UserError: If the folder has other files, contains another conversion, or cannot be written to.
     """
     try:
         _open_folder(out, conversion)
@@ -217,7 +222,11 @@ def _add(tar: tarfile.TarFile, key: str, pair: RawPair, has_several: bool, image
 def _image_file(pair: RawPair, image_size: int | None) -> tuple[bytes, str]:
     """Return the bytes and suffix of the image to write.
 
-    The bytes are those of the unchanged file, or of a JPEG whose shorter side is scaled down to `image_size`.
+    The bytes are those of the unchanged file or, if the shorter side is longer than `image_size`, those of a JPEG
+    scaled down to this size.
+
+    Raises:
+        BadSample: If the image cannot be decoded.
     """
     size, kind = image_header(pair.image, pair.name)
     if image_size is None or min(size) <= image_size:

@@ -61,9 +61,10 @@ of the order."""
 class Sample:
     """A pair prepared for a batch. `token_ids` is a row from `Tokenizer.encode_row`.
 
-    If `change` is given, it has not been applied yet, and `image` has values 0 … 255. A model without its own image
-    encoder needs no pixels, so S = 0. `features` come from a frozen encoder. If they are missing, the encoder computes
-    them from `encoder_pixels`.
+    `image` is normalized. If `change` is given, it has not been applied yet, and `image` has values 0 … 255. A model
+    without its own image encoder needs no pixels, so S = 0. `is_cut` specifies whether the caption is truncated to the
+    context length. `replaced` is the bad sample in whose place this sample was read. `features` come from a frozen
+    encoder. If they are missing, the encoder computes them from `encoder_pixels`. See `Batch` for the other fields.
     """
 
     key: str
@@ -100,7 +101,7 @@ _NO_PIXELS = _Pixels(torch.zeros(3, 0, 0, dtype=torch.uint8))
 class FrozenInput(NamedTuple):
     """Preprocessing of a frozen encoder, and whether the model also has its own image encoder (`is_beside`).
 
-    Both encoders use the same square.
+    The model's own encoder then gets the square of the frozen encoder.
     """
 
     preprocess: Preprocess
@@ -112,14 +113,26 @@ class PairDataset(Dataset[Sample]):
 
     With an augmentation, the dataset is for training. The selected caption of an image, the change of the image, and
     the replacement for a bad sample depend only on the seed, the epoch and the index of the sample. They depend neither
-    on the order in which samples are read nor on the number of workers.
-
-    `blocks` are the blocks of the order in which the source is read. The default is the blocks of `Shuffle` and
-    `EvaluationOrder`. `frozen` describes the frozen encoder of a model that takes features. For other models, it is
-    None.
+    on the order in which samples are read nor on the number of workers. If the source is small enough, all decoded
+    images are cached in memory.
 
     Without an augmentation, the dataset is for evaluation. It yields the first caption and the unchanged image, and a
     bad sample is an error, because scores on a smaller split would not be comparable.
+
+    Args:
+        source: Source of the pairs.
+        tokenizer: Tokenizer of the captions.
+        preprocess: Preprocessing of the model's own image encoder.
+        context_length: Maximum number of positions of a caption, including special tokens.
+        augmentation: Random changes of training images. None means evaluation.
+        seed: Seed of all random choices.
+        keep_patches: Function that samples the patches to keep, for patch dropout. None keeps all patches.
+        first_caption: In training, probability of choosing the first caption of an image outright. Otherwise, one of
+            all its captions is chosen with equal probability.
+        has_siblings: Whether samples get a `concept_id`, because images with the same first caption are siblings.
+        blocks: Blocks of the order in which the source is read. The default is the blocks of `Shuffle` and
+            `EvaluationOrder`.
+        frozen: Frozen encoder of a model that takes features. None for other models.
     """
 
     def __init__(
@@ -171,7 +184,7 @@ class PairDataset(Dataset[Sample]):
     def __getitems__(self, refs: Sequence[SampleRef]) -> list[Sample]:
         """Read the samples of a batch, and apply the changes to all images together.
 
-        PyTorch's data loader calls this method.
+        PyTorch's data loader calls this method. Errors are the same as in `__getitem__`.
         """
         if isinstance(refs, PrefetchRefs):
             prefetch_blocks(self.source, refs.blocks)
@@ -184,7 +197,7 @@ class PairDataset(Dataset[Sample]):
         return [replace(sample, image=image, change=None) for sample, image in zip(samples, images, strict=True)]
 
     def _decode(self, samples: Sequence[int], *, are_expected: bool = False) -> "dict[int, _Decoded | UserError]":
-        """Read pairs, and decode their images together in a subprocess.
+        """Read pairs, and decode their images together in a subprocess. Return a result or an error for each sample.
 
         Workers of a loader do not decode images in their own process, because they could not be prevented from opening
         files, and because an image that crashes the decoder would end the run. `are_expected` specifies whether other
@@ -235,7 +248,7 @@ class PairDataset(Dataset[Sample]):
         return max(self.preprocess.image_size, 0 if self.frozen is None else self.frozen.preprocess.image_size) ** 2
 
     def _pixels_of(self, square: Image.Image, pair: RawPair) -> _Pixels:
-        """Return the pixels of a square. If a frozen encoder is used, the square is the input of that encoder."""
+        """Return the pixels of a square, which is the input of the frozen encoder if there is one."""
         own = to_uint8_pixels(square, self.preprocess) if self._has_pixels else _NO_PIXELS.own
         if self.frozen is None or pair.features is not None:
             return _Pixels(own)
@@ -412,8 +425,14 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """Create a loader of batches in a given order; see `grr_coca.data.order`.
 
-    Workers ignore the signals that stop a run, so that the parent process can finish and save. `warns` is False if
-    truncated captions have already been reported.
+    Workers ignore SIGINT, SIGUSR1 and, on Linux, a SIGTERM that the parent process did not send, so that the parent can
+    finish and save.
+
+    Args:
+        dataset: The samples.
+        order: Iterable of the references to the samples of each batch.
+        num_workers: Number of worker processes. 0 loads batches in this process.
+        warns: Whether to warn about the first truncated caption. False if it has already been reported.
 
     Raises:
         UserError: If the path of the folder for temporary files is too long for workers.

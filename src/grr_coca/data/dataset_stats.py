@@ -38,8 +38,15 @@ class DatasetStats:
     Attributes:
         num_images: Number of distinct images. It can be lower than `num_pairs`, because several rows of a table may
             share an image. None if the images were not counted.
+        num_captions: Number of captions of the pairs that have been read.
         broken: Number of bad pairs, by cause.
         examples: Error messages of the first bad pairs, by cause.
+        caption_words: Number of captions, by their number of words.
+        duplicate_captions, duplicate_images: Numbers of duplicates. None if they were not counted.
+        vocabulary: Number of distinct words. None if they were not counted.
+        image_sizes: Number of images, by width and height in pixels.
+        shards: Number of tar shards. None if the source is in another format.
+        truncated_shards: Paths of the truncated shards.
     """
 
     num_pairs: int
@@ -65,12 +72,12 @@ class DatasetStats:
             examples.append(str(error))
 
     def add_captions(self, captions: tuple[str, ...]) -> None:
-        """Count the captions of an image."""
+        """Count the captions of a pair, and their words."""
         self.num_captions += len(captions)
         self.caption_words.update(len(caption.split()) for caption in captions)
 
     def word_histogram(self) -> dict[str, int]:
-        """Return the number of captions in each bin of lengths in words, such as `3-4`."""
+        """Return the number of captions in each bin of lengths in words, such as `3-4`, up to the longest caption."""
         counts: Counter[int] = Counter()
         for words, number in self.caption_words.items():
             counts[int(np.searchsorted(_WORD_BOUNDS, words, side="right"))] += number
@@ -109,7 +116,10 @@ def check_source(source: PairSource, on_pair: Callable[[int], None]) -> DatasetS
 
 
 def sample_source(source: PairSource) -> DatasetStats:
-    """Compute approximate statistics from captions and image headers of evenly spaced pairs. No image is decoded."""
+    """Compute approximate statistics from captions and image headers of evenly spaced pairs.
+
+    No image is decoded, and images and duplicates are not counted.
+    """
     stats = _new_stats(source)
     words: set[str] = set()
     for index in _spread_evenly(len(source), NUM_CAPTIONS):
@@ -166,7 +176,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_contact_sheet(source: PairSource) -> Image.Image:
-    """Draw evenly spaced images of a source with their captions. For a bad pair, draw the cause."""
+    """Draw up to 48 evenly spaced images of a source with their captions. For a bad pair, write the cause instead."""
     indices = list(_spread_evenly(len(source), _COLUMNS * _ROWS))
     sheet = Image.new("RGB", (_COLUMNS * _CELL[0], -(-len(indices) // _COLUMNS) * _CELL[1]), "white")
     font = label_font()

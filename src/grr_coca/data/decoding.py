@@ -1,4 +1,6 @@
-"""Functions that subprocesses call on the content of image files; see `isolated.py`. Each returns a dict and bytes.
+"""Functions that subprocesses call on the content of image files; see `isolated.py`.
+
+Each function returns a dict and bytes, and raises a `BadSample` if the file cannot be decoded.
 
 This module imports all decoders, because a subprocess cannot open files after its imports.
 """
@@ -29,7 +31,10 @@ Answer = tuple[dict[str, Any], bytes]
 
 
 def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -> Answer:
-    """Return the pixels of an image, H W 3. If `side` is given, the image is scaled down to this maximum side."""
+    """Return the pixels of an image, H W 3, with its width and height, and whether its file has more frames.
+
+    If `side` is given, the image is scaled down to this maximum side, with sRGB colours.
+    """
     image = decode_in_process(data, name, is_scaled=side is not None, **options)
     if side is not None:
         image.thumbnail((side, side))
@@ -44,7 +49,7 @@ def check(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
 
 
 def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) -> Answer:
-    """Return the model's input square: S S 3."""
+    """Return the pixels of the model's input square, S S 3, with whether the file has more frames."""
     image = decode_in_process(
         data, name, preprocess.opening, is_scaled=True, vector_side=preprocess.vector_side, **options
     )
@@ -52,7 +57,7 @@ def square(data: bytes, name: str, *, preprocess: Preprocess, **options: Any) ->
 
 
 def square_of(image: Image.Image, name: str, preprocess: Preprocess) -> Image.Image:
-    """Return the model's input square. The message of an error names the image."""
+    """Return the model's input square of an image. The message of a `BadSample` names the image."""
     try:
         return preprocess.square(image)
     except BadSample as error:
@@ -60,7 +65,7 @@ def square_of(image: Image.Image, name: str, preprocess: Preprocess) -> Image.Im
 
 
 def header(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """Return the size and format of an image."""
+    """Return the size (width and height) and the format of an image. The bytes are empty."""
     with decoding_errors(name):
         opened = open_header(data, name, renderer=renderer)
     return {"size": opened.size, "format": opened.format}, b""

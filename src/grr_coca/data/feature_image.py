@@ -64,7 +64,7 @@ def encoder_of_image(image: Image.Image) -> str | None:
 
 
 def enlarge_square(image: Image.Image, side: int) -> Image.Image:
-    """Return a square of another size with the same features.
+    """Return a square with sides of `side` pixels and the same features.
 
     Raises:
         ValueError: If the features do not fit into a square of this size.

@@ -80,6 +80,9 @@ class FeatureHeader:
         images_per_shard: Number of images per shard; the last shard may have fewer.
         precision: Precision of the features: half or single.
         version: Format version; see `FORMAT`.
+
+    Raises:
+        UserError: If the version is not `FORMAT`, or `num_images` or `images_per_shard` is below 1.
     """
 
     encoder: EncoderInfo
@@ -132,7 +135,7 @@ def open_feature_folder(folder: Path, header: FeatureHeader) -> None:
     """Create the feature folder, or check that the existing folder has the same settings.
 
     Raises:
-        UserError: If the folder contains other features or unrelated files.
+        UserError: If the folder contains other features or unrelated files, or its description is corrupt.
         OSError: If the disk is full or cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +174,7 @@ def write_feature_shard(
     Args:
         folder: Folder of the features.
         shard: Number of the shard.
-        rows: Features of the images, in the precision of the folder.
+        rows: Features of the images or, if `ends` is given, the tokens of all images, in the precision of the folder.
         digests: SHA-256 of each image file. Zero if the file could not be read.
         ends: For each image, the index of the row after its last token. If None, each image has one row.
 
@@ -185,7 +188,7 @@ def write_feature_shard(
 
 
 def is_feature_shard_done(folder: Path, shard: int) -> bool:
-    """Return whether a shard is complete."""
+    """Return whether a shard is complete, that is, whether its digests have been written."""
     return (folder / _file_name(shard, ".digests")).exists()
 
 
@@ -208,7 +211,8 @@ class FeatureCache:
         folder: Folder written by `grr-coca data features`.
 
     Raises:
-        UserError: If a file is missing or corrupt.
+        UserError: If the description is missing or corrupt, or a shard is missing. The content of a shard is checked
+            when it is first read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -228,8 +232,10 @@ class FeatureCache:
     def __getitem__(self, image: int) -> Float[np.ndarray, "..."] | None:
         """Return the features of an image by its index in the source, or None if the image could not be read.
 
+        The result has the shape D, if only the mean is stored, or N D.
+
         Raises:
-            UserError: If the file is corrupt.
+            UserError: If a file of the shard is missing or corrupt.
         """
         shard, row = self._shard_of(image)
         if not shard.digests[row].any():
@@ -239,10 +245,10 @@ class FeatureCache:
         return shard.rows[shard.ends[row - 1] if row else 0 : shard.ends[row]]
 
     def digest(self, image: int) -> bytes:
-        """Return the SHA-256 of an image's file, by the index of the image. It is zero if the file could not be read.
+        """Return the SHA-256 of an image's file, by the index of the image, or 32 zero bytes if it could not be read.
 
         Raises:
-            UserError: If the file is corrupt.
+            UserError: If a file of the shard is missing or corrupt.
         """
         shard, row = self._shard_of(image)
         return bytes(shard.digests[row])
@@ -279,11 +285,17 @@ class FeatureCache:
         return row.astype(np.float32) if self.header.keep == "mean" else row.mean(axis=0, dtype=np.float32)
 
     def find(self, digest: bytes) -> int | None:
-        """Return the index of the image whose file has the given SHA-256, or None if no image matches."""
+        """Return the index of an image whose file has the given SHA-256, or None if no image matches.
+
+        The first call reads all digests.
+        """
         return self._numbers.get(digest)
 
     def find_tokens(self, encoder: str, digest: bytes) -> Float[np.ndarray, "N D"] | None:
-        """Return all tokens of an image; see `grr_coca.data.stored_tokens.TokenStore`."""
+        """Return all tokens of an image by the SHA-256 of its file.
+
+        The result is None if no image matches, the features come from another encoder, or only means are stored.
+        """
         if self.header.encoder.digest != encoder or self.header.keep != "tokens":
             return None
         number = self.find(digest)

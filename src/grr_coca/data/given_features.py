@@ -39,11 +39,11 @@ _Read = Callable[[int], object]
 
 
 class GivenFeatures:
-    """Features of images, by image name or in the order of the images.
+    """Features of images, by image name or in the order of the images. They are read on demand.
 
     Args:
         path: File or folder, for messages.
-        read: Function that reads a row.
+        read: Function that reads the row with a given index.
         count: Number of rows.
         names: Image name of each row. If None, rows are in the order of the images.
 
@@ -120,6 +120,8 @@ def open_given_features(path: Path) -> GivenFeatures:
             return _open_parquet(path)
         if path.suffix.lower() in _HDF5:
             return _open_hdf5(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file or folder") from error
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: its features cannot be read ({error}); write the file again") from error
     raise UserError(f"{path}: unsupported feature format; use .npy, .parquet, {', '.join(_HDF5)}, or a folder")
@@ -172,11 +174,8 @@ def _open_parquet(path: Path) -> GivenFeatures:
     if len(lists) > 1 and "features" in lists:
         lists = ["features"]
     if len(lists) != 1:
-        found = ", ".join(lists) or "none"
-        raise UserError(
-            f"{path}: expected one column with lists of numbers, found {found}; rename the column of features to "
-            "'features'"
-        )
+        fix = "rename the column of features to 'features'" if lists else "store the features as lists of floats"
+        raise UserError(f"{path}: expected one column with lists of numbers, found {', '.join(lists) or 'none'}; {fix}")
     column = first_column(schema.names, _NAME_COLUMNS)
     names = None if column is None else [str(name) for name in file.read([schema.names[column]]).column(0).to_pylist()]
 
@@ -215,10 +214,8 @@ def _read_only_dataset(path: Path) -> object:
         if len(names) > 1 and "features" in names:
             names = ["features"]
         if len(names) != 1:
-            raise UserError(
-                f"{path}: expected one dataset, found {', '.join(names) or 'none'}; rename the dataset of features to "
-                "'features'"
-            )
+            fix = "rename the dataset of features to 'features'" if names else "write the features as a dataset"
+            raise UserError(f"{path}: expected one dataset, found {', '.join(names) or 'none'}; {fix}")
         return file[names[0]][()]
 
 

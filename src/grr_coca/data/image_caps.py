@@ -2,8 +2,8 @@
 
 A limit on the number of pixels limits neither the time nor the memory of decoding: an 88-byte JPEG 2000 file can have
 65,000 tiles, a JPEG file can have 20,000 empty scans, and Pillow parses headers byte by byte in Python. Each check
-walks through the structure of a file once, takes time linear in the number of its parts, and never allocates memory
-based on sizes that the file declares.
+walks through the structure of a file once, takes time linear in the number of the file's parts, and never allocates
+memory based on sizes that the file declares.
 
 The limits are far above the values in files that ordinary programs write. Some limits grow with the size of the image,
 because large images need more parts. Decoding a file within the limits takes at most a few times as long as decoding an
@@ -27,11 +27,13 @@ _SAVE_AGAIN = "save the image again with another program"
 
 
 class _LimitError(Exception):
-    """A part of a file exceeds its limit. The message names the part, and how to fix the file."""
+    """Error for a part of a file that exceeds its limit. The message names the part, and how to fix the file."""
 
 
 def require_within_caps(data: bytes, name: str) -> None:
-    """Check that the parts of an image file can be decoded in bounded time and memory. SVG is not checked.
+    """Check that the parts of an image file can be decoded in bounded time and memory.
+
+    Files in other formats than those of `_CHECKS`, such as SVG, AVIF and HEIC, are not checked.
 
     Args:
         data: Content of the file.
@@ -113,9 +115,9 @@ def _check_jpeg(data: bytes) -> None:
             _require("bytes of tables", tables, _MAX_TABLES)
         if marker == _APP1 and data[offset + 2 : offset + 6] == b"Exif":
             num_exif += 1
-            _require("segments of EXIF", num_exif, _MAX_EXIF_SEGMENTS)
+            _require("EXIF segments", num_exif, _MAX_EXIF_SEGMENTS)
         if marker == _SOS:
-            _require("resources of Photoshop", data.count(b"8BIM", 0, offset), _MAX_RESOURCES)
+            _require("Photoshop resources", data.count(b"8BIM", 0, offset), _MAX_RESOURCES)
             # A sequential file whose first scan contains all components is decoded in one pass.
             if frame in _PROGRESSIVE or data[offset + 2 : offset + 3] != bytes([components]):
                 _check_scans(data, offset, pixels)
@@ -131,7 +133,7 @@ def _check_scans(data: bytes, start: int, pixels: int) -> None:
             num_scans += marker == _SOS
             if marker == _EOI:
                 break
-            _require("scans for its size", num_scans, limit)
+            _require("scans for an image of this size", num_scans, limit)
 
 
 # --- PNG
@@ -160,10 +162,10 @@ def _check_png(data: bytes) -> None:
         num_texts += kind in (b"zTXt", b"iTXt")
         num_profiles += kind == b"iCCP"
         exif += size if kind == b"eXIf" else 0
-        _require("chunks for its bytes", num_chunks, limit)
+        _require("chunks for a file of this size", num_chunks, limit)
     _require("compressed texts", num_texts, _MAX_COMPRESSED_TEXTS)
     _require("colour profiles", num_profiles, 1)
-    _require("bytes of EXIF", exif, _MAX_EXIF_BYTES)
+    _require("EXIF bytes", exif, _MAX_EXIF_BYTES)
 
 
 # --- GIF
@@ -195,7 +197,7 @@ def _check_gif(data: bytes) -> None:
             offset += 1 + data[offset]
             num_blocks += 1
         offset += kind in (0x21, 0x2C)
-        _require("blocks for its bytes", num_blocks, limit)
+        _require("blocks for a file of this size", num_blocks, limit)
 
 
 # --- BMP
@@ -209,8 +211,8 @@ def _check_bmp(data: bytes) -> None:
     size = int.from_bytes(data[14:18], "little")
     if size >= 40 and struct.unpack_from("<I", data, 30)[0] in (1, 2):
         width, height = struct.unpack_from("<ii", data, 18)
-        _require("bytes of run lengths", len(data), _MAX_RUN_BYTES)
-        _require("pixels of run lengths", abs(width * height), _MAX_RUN_PIXELS)
+        _require("bytes with run-length encoding", len(data), _MAX_RUN_BYTES)
+        _require("pixels with run-length encoding", abs(width * height), _MAX_RUN_PIXELS)
 
 
 # --- PPM
@@ -230,7 +232,7 @@ def _check_ppm(data: bytes) -> None:
         _require("bytes in the header", len(data), _MAX_HEAD)
     if data[1:2] in b"123":
         _require("comments", data.count(b"#"), _MAX_COMMENTS)
-        _require("bytes of numbers as text", len(data), _MAX_PLAIN_BYTES)
+        _require("bytes of pixel values as text", len(data), _MAX_PLAIN_BYTES)
 
 
 # --- TIFF
@@ -278,10 +280,13 @@ def _check_tiff(data: bytes) -> None:
 def _check_directory(
     data: bytes, start: int, order: str, *, is_big: bool
 ) -> tuple[dict[int, int], dict[int, int], int]:
-    """Check a directory.
+    """Check a directory of TIFF tags.
 
-    Return the value of each tag, the positions of other directories, and the number of tiles. If a tag is repeated, its
-    largest value is returned, because readers differ in the entry that they use.
+    Return the first value of each integer tag, the positions of other directories by tag, and the number of tiles. If a
+    tag is repeated, its largest value is returned, because readers differ in the entry that they use.
+
+    Raises:
+        _LimitError: If the directory or one of its tags exceeds a limit.
     """
     form = struct.Struct(order + ("HHQ8s" if is_big else "HHI4s"))
     (count,) = struct.unpack_from(order + ("Q" if is_big else "H"), data, start)
@@ -338,7 +343,7 @@ def _check_j2k(data: bytes) -> None:
     if not across or not down:
         return
     num_tiles = -(-max(0, right - first_across) // across) * -(-max(0, bottom - first_down) // down)
-    _require("tiles for its size", num_tiles, _MAX_J2K_TILES + width * height // _PIXELS_PER_J2K_TILE)
+    _require("tiles for an image of this size", num_tiles, _MAX_J2K_TILES + width * height // _PIXELS_PER_J2K_TILE)
     tile = min(across, width) * min(down, height)
     offset, num_parts, num_segments, end_of_part = start + 2, 0, 0, len(data)
     while offset + 4 <= len(data):
@@ -347,7 +352,7 @@ def _check_j2k(data: bytes) -> None:
         marker, size = struct.unpack_from(">HH", data, offset)
         if marker == 0xFF90:  # a tile part, whose header may have different parameters
             num_parts += 1
-            _require("parts of tiles", num_parts, _MAX_J2K_TILES + 4 * num_tiles)
+            _require("tile parts", num_parts, _MAX_J2K_TILES + 4 * num_tiles)
             (length,) = struct.unpack_from(">I", data, offset + 6)
             end_of_part = offset + length if length else len(data)
         elif marker == 0xFF93:  # the data begin here
@@ -361,7 +366,11 @@ def _check_j2k(data: bytes) -> None:
 
 
 def _codestream(data: bytes) -> int:
-    """Return the position at which the codestream of a JP2 file starts, or -1 if the file has no codestream."""
+    """Return the position at which the codestream of a JP2 file starts, or -1 if the file has no codestream.
+
+    Raises:
+        _LimitError: If the file has too many boxes or colour descriptions.
+    """
     offset = 0
     for _ in range(1000):
         if offset + 8 > len(data):
@@ -372,7 +381,7 @@ def _codestream(data: bytes) -> int:
             return offset + head
         if kind == b"jp2h":
             end = offset + size if size >= head else len(data)
-            _require("descriptions of colours", data.count(b"colr", offset, end), _MAX_COLOURS)
+            _require("colour descriptions", data.count(b"colr", offset, end), _MAX_COLOURS)
         size = struct.unpack_from(">Q", data, offset + 8)[0] if size == 1 else size
         if size < head:
             return -1
@@ -441,8 +450,9 @@ _MULTI_PROCESS = re.compile(rb"[DB]2[BD][0-3]")
 def is_usable_profile(profile: bytes) -> bool:
     """Return whether an ICC profile can be applied in bounded time.
 
-    Profiles with multi-process elements (`D2B0` … `B2D3`) are rejected, because these elements may share their curves,
-    so a few bytes can cause minutes of work. Almost no image has such a profile.
+    Profiles of more than `MAX_PROFILE_BYTES` and profiles with more than `_MAX_PROFILE_TAGS` tags are rejected. So are
+    profiles with multi-process elements (`D2B0` … `B2D3`), because these elements may share their curves, so a few
+    bytes can cause minutes of work. Almost no image has such a profile.
     """
     if not 132 <= len(profile) <= MAX_PROFILE_BYTES:
         return False

@@ -13,7 +13,11 @@ __all__ = ["Hit", "Index", "SearchResult"]
 
 
 def __getattr__(name: str) -> object:
-    """Import a name that `__all__` lists when the name is first used."""
+    """Return an object that `__all__` lists. Its module is imported at the first use.
+
+    Raises:
+        AttributeError: If `__all__` does not list the name.
+    """
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

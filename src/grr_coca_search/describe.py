@@ -38,7 +38,7 @@ _MAX_TAGS, _MIN_PROBABILITY = 5, 0.2
 
 
 class FoundImage(NamedTuple):
-    """Image file that was found through the argument `root`. `stamp` is its size and time; see `stamp_of`."""
+    """Image file that was found through the argument `root`. For `stamp`, which may be None, see `stamp_of`."""
 
     file: ImageFile
     root: str
@@ -47,9 +47,17 @@ class FoundImage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImage:
-    """Decoded image, with the digest of its bytes, its size, hashes and metadata, and the model's input `square`.
+    """Decoded image.
 
-    If another machine has already described the image, `described` is its description, and `square` is None.
+    Attributes:
+        found: The image file. Its stamp is not None.
+        digest: Digest of the bytes; see `digest_of`.
+        width, height: Size in pixels.
+        phash: Perceptual hash; see `perceptual_hash`.
+        pixel_signature: Small copy; see `compute_pixel_signature`.
+        photo: Metadata of the image file and its XMP files.
+        square: Input of the model. None if another machine has already described the image.
+        described: Description by another machine. None if the image has not been described yet.
     """
 
     found: FoundImage
@@ -64,11 +72,14 @@ class DecodedImage:
 
 
 Take = Callable[[Sequence[DecodedImage], list[ImageDescription]], None]
-"""Function that receives a batch of images and their descriptions."""
+"""Function that receives a batch of images and their descriptions, in the same order."""
 
 
 def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Iterator[DecodedImage | Failure]:
-    """Read and decode images. Images with equal bytes are decoded once.
+    """Read and decode images, and yield them in order. An image that cannot be read or decoded becomes a `Failure`.
+
+    Images with equal bytes are decoded once.
+
 
     The stamp of a separate file is read again, because the file may have changed since it was found. A member of a
     shard keeps the stamp from the time when the shard was opened: if another file has replaced the shard since then,
@@ -152,7 +163,7 @@ def _failure(found: FoundImage, error: UserError) -> Failure:
 
 
 def read_metadata(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
-    """Yield new metadata and new hashes of each image, or None if its file cannot be read now."""
+    """Yield the current metadata and hashes of each image, in order, or None if the image cannot be read or decoded."""
     contents = ((one.file.read_or_error(), one.file.name) for one in found)
     for one, answer in zip(found, call_helpers("described", contents, module=FACTS), strict=True):
         if isinstance(answer, UserError):
@@ -164,7 +175,7 @@ def read_metadata(found: Sequence[FoundImage]) -> Iterator[PhotoUpdate | None]:
 
 
 def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
-    """Create the index entry of a decoded image from its description.
+    """Create the index entry of a decoded image with its caption, confidence and tags.
 
     Raises:
         UserError: If two columns of the table that lists the image get the same field name.
@@ -192,9 +203,9 @@ def make_entry(decoded: DecodedImage, described: ImageDescription) -> Entry:
 
 
 def describe_decoded(model: "ImageTextModel", batch: Sequence[DecodedImage]) -> list[ImageDescription]:
-    """Return the caption, embedding and tags of each image, computed in one forward pass.
+    """Return the description of each image that has a `square`, in order.
 
-    Images with equal bytes are described once.
+    All captions and embeddings are computed in one batch. Images with equal bytes are described once.
     """
     squares = {one.digest: one.square for one in batch if one.square is not None}
     described = model.describe_many(list(squares.values()), batch_size=max(1, len(squares)))
@@ -208,9 +219,11 @@ def describe_decoded(model: "ImageTextModel", batch: Sequence[DecodedImage]) -> 
 
 
 def _tags_of(model: "ImageTextModel", described: Sequence["Description"]) -> list[tuple[str, ...]]:
-    """Return the likely tags of each image.
+    """Return the likely tags of each image: at most `_MAX_TAGS`, each with a probability of at least
+    `_MIN_PROBABILITY`.
 
-    An unfamiliar image gets no tags. If the model does not have tags, no image gets any.
+    An image that is unlike the training images (`unfamiliar`) gets no tags. If the model does not have tags, no image
+    gets any.
 
     The tags are based on a single caption per image, whereas the command `caption --tags` uses five. Generating five
     captions by beam search would make indexing several times slower for little gain (an nDCG@5 of 0.45 instead of
@@ -237,7 +250,11 @@ class RayDescriber:
         self._engine = engine
 
     def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
-        """Read, decode and describe images on the workers."""
+        """Yield batches of images that the workers have read, decoded and described. A failed image is a `Failure`.
+
+        Raises:
+            UserError: If Ray is not installed, the cluster cannot be reached, or a worker cannot load the model.
+        """
         return map_on_ray(
             found, attrgetter("file.name"), partial(_worker, self._folder.absolute(), self._engine), batch_size
         )
@@ -268,11 +285,14 @@ def _worker(folder: Path, engine: str) -> Callable[[Sequence[FoundImage]], list[
 
 
 def photo_of(file: ImageFile, from_file: Sequence[ImageMetadata]) -> Photo:
-    """Return the metadata of an image file, and of the XMP files next to it.
+    """Combine the metadata of an image file, of the XMP files next to it, and of its icon set.
+
+    A field in an XMP file takes precedence over the same field in the image file. Keywords from all sources are
+    combined, without repetition, and at most `_MAX_KEYWORDS` of them are kept.
 
     Args:
         file: The image.
-        from_file: Metadata that a helper process found in the image file.
+        from_file: Metadata that a helper process found in the image file, in order of precedence.
     """
     # The state is recorded before the XMP files are read, so that a file that changes in between is read again later.
     sidecars = sidecar_state(file)
@@ -291,17 +311,19 @@ def photo_of(file: ImageFile, from_file: Sequence[ImageMetadata]) -> Photo:
 
 
 def sidecar_paths(file: ImageFile) -> list[str]:
-    """Return the paths of the XMP files that may belong to an image: `NAME.xmp`, then `NAME.jpg.xmp`, which takes
-    precedence.
+    """Return the paths of the XMP files that may belong to an image, in order of increasing precedence.
 
-    The list is empty if the image is not a separate file. Lightroom and Adobe Bridge write `NAME.xmp`; darktable and
-    digiKam write `NAME.jpg.xmp`.
+    For `NAME.jpg`, these are `NAME.xmp`, which Lightroom and Adobe Bridge write, and `NAME.jpg.xmp`, which darktable
+    and digiKam write. The files need not exist. The list is empty if the image is not a separate file.
     """
     return [] if file.source is not None else [f"{os.path.splitext(file.name)[0]}.xmp", f"{file.name}.xmp"]  # noqa: PTH122
 
 
 def sidecar_state(file: ImageFile) -> int:
-    """Return a number that changes if an image's XMP file or `READER_VERSION` changes."""
+    """Return a number that changes if the size or time of an image's XMP file, or `READER_VERSION`, changes.
+
+    If the image has no XMP file, the number is `READER_VERSION`.
+    """
     found = []
     for place, path in enumerate(sidecar_paths(file)):
         try:

@@ -32,8 +32,7 @@ the case for blank images, each image is compared with only this many others."""
 
 
 _CHUNK = 256
-"""Number of hashes that are compared with all others at a time, and maximum number of embedding pairs that are compared
-at a time."""
+"""Maximum number of embedding pairs that are multiplied at a time, which bounds the memory of the products."""
 _PAIRS = 2**14
 """Maximum number of pairs whose embeddings are in memory at the same time."""
 _RAW_PAIRS = 2**18
@@ -45,7 +44,11 @@ _MAX_SIGNATURES = 2**15
 
 @dataclass(frozen=True)
 class Group:
-    """Group of near-duplicate images. The image with the most pixels comes first."""
+    """Group of near-duplicate images.
+
+    Attributes:
+        entries: The images, at least two. The image with the most pixels comes first.
+    """
 
     entries: list[Entry]
 
@@ -73,7 +76,7 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
         min_cosine: Minimum cosine similarity between the embeddings of two near-duplicates.
 
     Raises:
-        UserError: If `max_distance` or `min_cosine` is out of range.
+        UserError: If `max_distance` or `min_cosine` is out of range, or the store cannot be read.
     """
     if not 0 <= max_distance <= MAX_DISTANCE_LIMIT:
         raise UserError(f"max_distance must be from 0 to {MAX_DISTANCE_LIMIT} bits, got {max_distance}")
@@ -106,9 +109,11 @@ def duplicate_groups(store: Store, max_distance: int = MAX_BITS, min_cosine: flo
 
 
 def group_duplicates(entries: Sequence[Entry], vectors: np.ndarray) -> list[list[int]]:
-    """Return groups of near-duplicates among N images in memory, as lists of positions.
+    """Return groups of near-duplicates among N images in memory as lists of positions, the largest group first.
 
-    `vectors` are the embeddings of the images, N E.
+    Args:
+        entries: Entries of the images, N.
+        vectors: Unit-length embeddings of the images, N E.
     """
     signatures = unpack_signatures(entries)
     hashes = np.array([entry.phash for entry in entries], np.int64)
@@ -133,7 +138,7 @@ def _group_hashes(
     max_distance: int,
     min_cosine: float,
 ) -> list[np.ndarray]:
-    """Return groups of near-duplicates as arrays of positions, the largest group first.
+    """Return groups of at least two near-duplicates as arrays of positions, the largest group first.
 
     Args:
         hashes: Perceptual hashes, N.
@@ -181,7 +186,9 @@ def _similar_pairs(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> It
     """Yield pairs of images in different groups whose hashes differ in at most `max_bits` bits, as arrays of positions
     of shape P 2.
 
-    Of each initial group, only one image is compared. The hashes are sorted by each combination of `EQUAL_BANDS` bands
+    The groups are those of the union-find forest `parents`, in which the caller may merge groups between the yielded
+    arrays. Of each initial group, only one image is compared. If more than `MAX_BUCKET` images have equal bands, some
+    pairs are not found. The hashes are sorted by each combination of `EQUAL_BANDS` bands
     in turn. Hashes in which these bands are equal are then adjacent, and only such hashes are compared. For N random
     hashes, this takes a few times N comparisons, as long as N is not much larger than 2²¹.
     """
@@ -235,7 +242,8 @@ def _are_in_large_buckets(keys: np.ndarray) -> np.ndarray:
 def _neighbours(keys: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield pairs of positions with equal keys in a sorted array, as two arrays that contain many pairs at a time.
 
-    Pairs of adjacent positions come first, then pairs at a distance of two, and so on.
+    Pairs of adjacent positions come first, then pairs at a distance of two, and so on. Pairs at a distance of
+    `MAX_BUCKET` or more are omitted.
     """
     first = np.arange(len(keys))
     waiting: list[tuple[np.ndarray, np.ndarray]] = []

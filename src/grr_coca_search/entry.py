@@ -31,6 +31,8 @@ class Header:
     Attributes:
         model: Name or folder of the model.
         fingerprint: Fingerprint of the checkpoint files.
+        embed_dim: Width of the embeddings.
+        version: Version of the index format.
     """
 
     model: str
@@ -40,7 +42,7 @@ class Header:
 
 
 def require_supported(location: object, version: int) -> None:
-    """Check that this version of the software can read an index.
+    """Check that this version of GRR-CoCa can read an index.
 
     Raises:
         UserError: If a newer version wrote the index.
@@ -53,9 +55,9 @@ def require_supported(location: object, version: int) -> None:
 
 
 class Stamp(NamedTuple):
-    """Size of an image in bytes, and modification time of its file.
+    """Size of an image in bytes, and modification time of its file in nanoseconds.
 
-    An image whose stamp is the same as at the last update counts as unchanged.
+    An image whose stamp is the same as at the last update is not read again, unless its table row has changed.
     """
 
     size: int
@@ -78,11 +80,11 @@ class Photo:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Title and keywords, which are the metadata from users."""
+        """Title (if there is one) and keywords, which are the texts that users wrote."""
         return (*([str(self.fields["headline"])] if "headline" in self.fields else []), *self.keywords)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the metadata as a dictionary that can be written as JSON."""
+        """Return the metadata as a dictionary for JSON, whose keys are the names of the fields in stores."""
         known = {PHOTO_FIELDS[name]: value for name, value in self.fields.items()}
         return {**known, **({"keywords": self.keywords} if self.keywords else {}), "sidecars": self.sidecars}
 
@@ -103,10 +105,12 @@ class Entry:
         name: Absolute path, or location in a shard or table.
         root: Argument through which the image was found.
         file, offset: File that contains the bytes of the image, and their position in it. `offset` is None if the
-            bytes are the entire file.
+            bytes are the entire file. `file` is empty if no file contains the bytes unchanged.
+        stamp: Size and modification time when the image was indexed.
         digest: Digest of the bytes.
         phash: Perceptual hash; see `perceptual_hash`.
         pixel_signature: Pixel signature; see `compute_pixel_signature`. Empty if unknown.
+        width, height: Size in pixels.
         fields: Values of the image's columns, if it was found through a table.
         photo: Metadata from cameras and users. None if it has not been read yet.
         caption_confidence: The model's confidence in the caption.
@@ -136,25 +140,28 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        """Name of the image's folder. In a shard without folders, this is the name of the shard without its suffix."""
+        """Name of the folder that directly contains the image, without the path of that folder.
+
+        For an image at the top of a shard, this is the name of the shard without its suffix.
+        """
         return self._inner.parent.name or Path(self.file).stem
 
     @property
     def date(self) -> str:
         """Modification time of the file in UTC, such as `2026-03-01T12:00:00`.
 
-        If these texts are sorted, they are in chronological order.
+        The alphabetical order of these texts is chronological.
         """
         return datetime.fromtimestamp(self.stamp.mtime_ns // 10**9, UTC).isoformat()[:19]
 
     @property
     def name_hash(self) -> int:
-        """Hash of the name. The images with the smallest hashes form a random sample."""
+        """Hash of the name, from 0 to 2⁶³ - 1. The images with the smallest hashes form a random sample."""
         return name_id(self.name)
 
     @property
     def span(self) -> ByteRange:
-        """Location of the image's bytes in a file."""
+        """Location of the image's bytes in a file. It is valid only if `file` is not empty."""
         return ByteRange(Path(self.file), self.offset, None if self.offset is None else self.stamp.size)
 
     @property
@@ -208,17 +215,20 @@ class Entry:
 
     @property
     def is_vector(self) -> bool:
-        """Whether the image is an SVG file or an icon of a set."""
+        """Whether the image is a vector drawing: an SVG file, or an icon of an icon set."""
         return self.name.lower().endswith(".svg") or "icon" in self.fields
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """Prefixes that a query such as `lucide:home` may use for the image: its folder, and the prefix in its name."""
+        """Prefixes that a query such as `lucide:home` may use for the image, in lower case.
+
+        They are the image's folder, and the prefix in its name (empty if the name has no prefix).
+        """
         return (self.folder.lower(), self.title.rpartition(":")[0].lower())
 
     @property
     def is_there(self) -> bool:
-        """Whether the file that contains the image still exists."""
+        """Whether the file that contains the image still exists. Each access checks the disk."""
         return bool(self.file) and os.path.exists(self.file)  # noqa: PTH110 (`Path.exists` takes three times as long)
 
     @cached_property
@@ -249,7 +259,12 @@ class ImageLocation(NamedTuple):
 class Failure(NamedTuple):
     """Image that could not be read.
 
-    `stamp` is None if the file no longer exists, or if the next update must try again to read the image.
+    Attributes:
+        name: Absolute path, or location in a shard or table.
+        root: Argument through which the image was found.
+        stamp: Size and modification time. None if the file no longer exists, or if the next update must try again to
+            read the image.
+        message: Reason why the image could not be read.
     """
 
     name: str
@@ -274,7 +289,7 @@ def stamp_of(file: ImageFile) -> Stamp | None:
 
 
 def digest_of(content: bytes) -> str:
-    """Return a digest of the bytes of an image. Equal digests imply equal bytes."""
+    """Return the BLAKE2b digest of the bytes of an image, 32 hexadecimal digits. Equal digests imply equal bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
@@ -284,7 +299,7 @@ def name_id(name: str) -> int:
 
 
 def os_bytes(name: str) -> bytes:
-    """Return a file name as bytes, even if it is not UTF-8."""
+    """Return the bytes of a file name, from which Python decoded `name` with `surrogateescape`."""
     return name.encode("utf-8", "surrogateescape")
 
 
@@ -331,8 +346,9 @@ _RESERVED = frozenset({"id", "name", "root", "file", "offset", "mtime_ns", "dige
 def plain_fields(fields: Mapping[str, object]) -> dict[str, FieldValue]:
     """Convert the cells of a table row to fields whose values are texts or numbers.
 
-    Numeric texts become numbers, so that they can be compared. A list becomes a text in which its items are separated
-    by commas. Empty cells and values of other types are excluded. Names are converted to lower case, and every
+    Numeric texts and booleans become numbers, so that they can be compared. A list becomes a text in which its items
+    are separated by commas. Empty cells, values of other types, and numbers that are not finite or whose absolute value
+    is at least 2⁶³ are excluded. Names are converted to lower case, and every
     character except digits and the letters a to z becomes `_`. A name without any of these letters, such as `цена`,
     keeps its own letters. A name that is invalid in filters, or that already has a meaning, gets the prefix `table_`.
 
@@ -402,7 +418,10 @@ _SIGNATURE_BYTES = 16 * 16 * 3 // 2  # see `compute_pixel_signature`
 
 
 def unpack_signatures(entries: Sequence[Entry]) -> np.ndarray:
-    """Return the small copies of N images as levels, N 768. If the copy of an image is unknown, all levels are -1."""
+    """Return the small copies of N images as levels from 0 to 15, N 768.
+
+    If the copy of an image is unknown, all its levels are -1.
+    """
     signatures = np.full((len(entries), _SIGNATURE_BYTES * 2), -1, np.int8)
     for row, entry in zip(signatures, entries, strict=True):
         if len(entry.pixel_signature) == _SIGNATURE_BYTES:
@@ -412,7 +431,10 @@ def unpack_signatures(entries: Sequence[Entry]) -> np.ndarray:
 
 
 def signatures_match(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return whether small copies are nearly equal in every pixel. An unknown copy is not equal to any copy."""
+    """Return whether small copies from `unpack_signatures`, … 768, are nearly equal in every pixel.
+
+    An unknown copy is not equal to any copy.
+    """
     differences = np.abs(first - second).max(axis=-1)
     return (differences <= MAX_LEVELS) & (first[..., 0] >= 0) & (second[..., 0] >= 0)
 

@@ -5,9 +5,10 @@ term       = factor ("and" factor)*
 factor     = "not" factor | "(" filter ")" | field test
 test       = ("=" | "!=" | "<" | "<=" | ">" | ">=") value
            | ["not"] "in" "(" value ("," value)* ")" | ["not"] "like" text
-value      = number | text between single or double quotes, in which two quotes stand for one
+value      = number | text between single or double quotes, in which two quotes represent one
 
-A comparison is false for an image that does not have the field, or whose value has the other kind (text or number).
+`==` and `<>` are synonyms of `=` and `!=`. The case of keywords and field names does not matter. A comparison is false
+for an image that does not have the field, or whose value has the other kind (text or number).
 """
 
 import re
@@ -41,7 +42,11 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Like:
-    """Test that is true if a field begins with a prefix, such as `path like '/photos/%'`. It is case-sensitive."""
+    """Test that is true if a field begins with a prefix, such as `path like '/photos/%'`. It is case-sensitive.
+
+    Attributes:
+        prefix: The prefix, without the `%` after it.
+    """
 
     field: str
     prefix: str
@@ -79,8 +84,8 @@ def parse_filter(text: str, columns: Iterable[str] = ()) -> Filter:
         columns: Names of the fields that come from users' tables. They are valid in addition to `FIELDS`.
 
     Raises:
-        UserError: If the filter is invalid or too long, or names an unknown field. The message names the position of
-            the error, or the most similar field.
+        UserError: If the filter is invalid or too long, names an unknown field, or compares a field with a value of the
+            wrong kind. The message names the position of the error, the most similar field, or an example.
     """
     tree = _Parser(text).parse()
     tests = list(_tests(tree))

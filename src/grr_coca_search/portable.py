@@ -14,6 +14,7 @@ import numpy as np
 
 from grr_coca.common.dict_to_dataclass import from_dict
 from grr_coca.common.errors import UserError, require_extra
+from grr_coca.common.outputs import write_output
 from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca_search.entry import MAX_WIDTH, Entry, Failure, Header, Photo, Stamp, chunks, require_supported
 from grr_coca_search.fields import FIELDS, names_of
@@ -30,32 +31,45 @@ _OF_FILES = [FIELDS[name] for name in names_of("file") if name not in ("headline
 """
 
 
-def export_parquet(store: Store, file: IO[bytes]) -> int:
-    """Write an index to a file that is open for writing, and return the number of images.
+def export_parquet(store: Store, path: Path) -> int:
+    """Write the newest state of an index to a Parquet file, and return the number of images.
+
+    The file is written under a temporary name, and replaces an existing file when it is complete.
 
     Raises:
-        UserError: If pyarrow is not installed.
+        UserError: If pyarrow is not installed, the file cannot be written, or the index cannot be read.
     """
     require_extra("parquet", "exporting an index")
     import pyarrow
     import pyarrow.parquet
 
-    with store.snapshot():
+    count = 0
+
+    def write(file: IO[bytes]) -> None:
+        nonlocal count
         schema = _schema(store)
-        count = 0
         with pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
             for chunk in chunks(store.everything(), _ROWS_PER_READ):
                 writer.write_table(pyarrow.table(_values(chunk, store.header.embed_dim), schema=schema))
                 count += len(chunk)
+
+    # The snapshot is the outer context, because it would blame the index for errors of the written file.
+    with store.snapshot():
+        write_output(path, write)
     return count
 
 
 def import_parquet(path: Path, location: str) -> int:
     """Create an index from an exported file, and return the number of images.
 
+    Args:
+        path: File that `export_parquet` wrote.
+        location: Location of the new index; see `open_store`.
+
     Raises:
-        UserError: If the file is corrupt, is not an exported index, or was written by a newer version, if the location
-            already has an index, or if the disk is full. No unfinished index remains.
+        UserError: If pyarrow is not installed, if the file is corrupt, is not an exported index, or was written by a
+            newer version, if the location already has an index or other content, or if the index cannot be written
+            there. No unfinished index remains.
     """
     require_extra("parquet", "importing an index")
     import pyarrow
@@ -191,7 +205,8 @@ def _failure(name: str, root: str, stamp: list[int] | None, message: str) -> Fai
 def _encode_text(text: str) -> str:
     """Convert a text to valid UTF-8, which Parquet requires.
 
-    A file name that is not UTF-8 is escaped as JSON, and marked by a null character in front.
+    A file name that is not UTF-8 is escaped as JSON, and marked by a null character in front. `_decode_text` restores
+    it.
     """
     try:
         text.encode()

@@ -201,7 +201,7 @@ def test_command_checks_an_index_and_does_nothing_else(bad, capsys):
     with closing(sqlite3.connect(bad / "index.sqlite")) as database, database:
         database.execute("DROP TABLE blocks")
     assert main(["index", "--check", "--out", str(bad)]) == 0
-    assert "60 embeddings of an older version without a checksum" in capsys.readouterr().out
+    assert "60 embeddings from an older version have no checksum" in capsys.readouterr().out
     (bad / "vectors.f16").write_bytes(bytes(60 * WIDTH * 2 - 1))
     assert main(["index", "--check", "--out", str(bad)]) == 2
     assert "corrupt" in capsys.readouterr().err

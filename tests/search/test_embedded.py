@@ -78,7 +78,7 @@ def test_closed_index_is_not_reported_as_corrupt(store):
 
 
 def test_missing_folder_or_folder_without_an_index_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder; create one with grr-coca index"):
+    with pytest.raises(UserError, match="nowhere: no such folder; create an index with grr-coca index"):
         open_store(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"not an index, because it does not contain index\.sqlite"):
         open_store(str(tmp_path))

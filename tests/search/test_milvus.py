@@ -47,6 +47,12 @@ def test_filter_expression_escapes_values(text, expression):
     assert to_expression(parse_filter(text, ["price"])) == expression
 
 
+@pytest.mark.parametrize("text", ["keywords like 'c%'", "not tags like 'c%'", "keywords > 'c'", "tags != 'c'"])
+def test_unsupported_test_of_several_values_raises(text):
+    with pytest.raises(UserError, match=r"on Milvus, '(keywords|tags)' can only be compared with = and in"):
+        to_expression(parse_filter(text))
+
+
 class Client:
     """Answers nothing, and keeps what was asked for."""
 
@@ -104,7 +110,7 @@ def test_unreachable_server_is_named():
 
 @needs_server
 def test_name_without_an_index_is_named(location):
-    with pytest.raises(UserError, match="no index has this name; create one with grr-coca index"):
+    with pytest.raises(UserError, match="no index has this name; create an index with grr-coca index"):
         open_store(location)
     with pytest.raises(UserError, match="is invalid for a collection"):
         open_store(f"{location}-with-dashes")

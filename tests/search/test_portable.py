@@ -44,6 +44,19 @@ def test_all_values_survive_a_round_trip(store, tmp_path):
     again.close()
 
 
+def test_full_disk_names_the_file_and_not_the_index(store, tmp_path):
+    resource = pytest.importorskip("resource")
+    fill(store, 200)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"a\.parquet: cannot be written \(File too large\)"):
+            exported(store, tmp_path / "a.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob("*.par*"))
+
+
 def test_rejects_a_file_that_is_not_an_export(store, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="not an index; pass a file from `grr-coca export index`"):

@@ -65,8 +65,7 @@ def fill(store: Store, count: int, seed: int = 0, first: int = 0) -> tuple[list[
 
 def exported(store: Store, path: Path) -> Path:
     """A file that `export index` writes."""
-    with path.open("wb") as file:
-        export_parquet(store, file)
+    export_parquet(store, path)
     return path
 
 

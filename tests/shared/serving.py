@@ -109,8 +109,8 @@ class Client:
 def imported_copy(index: Path, location: Path) -> Path:
     """An index as somebody else would get it: exported, and imported at another place."""
     file = location.with_suffix(".parquet")
-    with open_store(str(index)) as store, file.open("wb") as written:
-        export_parquet(store, written)
+    with open_store(str(index)) as store:
+        export_parquet(store, file)
     import_parquet(file, str(location))
     return location
 

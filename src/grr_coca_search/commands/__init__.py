@@ -1,4 +1,4 @@
-"""Commands for indexes. An entry point in the group `grr_coca.commands` refers to this table of commands."""
+"""Table of the commands for indexes, to which an entry point in the group `grr_coca.commands` refers."""
 
 from grr_coca.cli import Command
 

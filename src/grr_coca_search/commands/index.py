@@ -1,4 +1,4 @@
-"""`grr-coca index`: create an index, update it, or keep it up to date."""
+"""`grr-coca index`: create, update, watch or check an index, or remove images from an index."""
 
 import sys
 import time
@@ -38,9 +38,9 @@ def run(
 ) -> int:
     """Index images for search, or update an index. Each image is captioned and embedded in one pass.
 
-    Indexed images are read again only if their size or time has changed. After an interruption, run the same command
-    again to continue. Images that cannot be read are listed at the end; the exit code is 1 only if no image could be
-    read.
+    Indexed images are read again only if their size, modification time, XMP file or table row has changed. After an
+    interruption, run the same command again to continue. Images that cannot be read are listed at the end; the exit
+    code is 1 only if no image could be read.
 
     Args:
         out: folder of the index, or http://HOST:PORT/NAME of a Milvus server.
@@ -48,12 +48,12 @@ def run(
             the index was created.
         checkpoint: folder, name of a model (see `grr-coca models`), or OWNER/NAME on the Hugging Face hub; if
             not given, the model of the index, or for a new index the bundled model.
-        forget: remove the images of this argument, or below this folder, from the index. If no images are given,
+        forget: remove the images of this argument, or below this folder, from the index. Without images and --watch,
             nothing else is done.
         exclude: exclude files that match this .gitignore pattern, such as "raw/" or "*.gif". The index stores its
             patterns until other patterns are given; "" removes them.
         watch: keep the index up to date until Ctrl-C.
-        check: only read the entire index, and compare it with its checksums.
+        check: only check the index: read all of it, and compare it with its checksums.
         batch_size: images per batch.
         on: this machine, or the Ray cluster at RAY_ADDRESS, whose machines must see the same files.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
@@ -61,7 +61,9 @@ def run(
     require_batch_size(batch_size)
     if check:
         if images or forget or exclude or watch:
-            raise UserError("--check cannot be combined with other options; pass only --out INDEX")
+            raise UserError(
+                "--check cannot be combined with images, --forget, --exclude or --watch; pass only --out INDEX"
+            )
         _check(out)
         return 0
     if exclude and forget and not images and not watch:
@@ -106,8 +108,9 @@ def _check(location: str) -> None:
         found = store.check()
     print(f"{location}: {count_of(found.images, 'image')} checked; no errors found")
     if found.without_checksum:
+        have = "has" if found.without_checksum == 1 else "have"
         print(
-            f"{count_of(found.without_checksum, 'embedding')} of an older version without a checksum; to add the "
+            f"{count_of(found.without_checksum, 'embedding')} from an older version {have} no checksum; to add the "
             f"missing checksums, run: grr-coca index --out {location}"
         )
 
@@ -132,7 +135,11 @@ def _open(out: str, images: Sequence[str], checkpoint: str | None, batch_size: i
 
 
 def _arguments_to_scan(index: "Index", images: Sequence[str]) -> Sequence[str]:
-    """Return the arguments to scan while watching. An argument that was removed is excluded until it exists again."""
+    """Return the arguments to scan while watching.
+
+    If `images` is empty, these are all arguments through which the images of the index were found. Otherwise, they are
+    `images`, except arguments that no longer exist and of which the index has no images.
+    """
     from grr_coca_search.update import absolute_arguments, argument_exists
 
     roots = index.store.roots()

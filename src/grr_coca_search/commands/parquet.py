@@ -7,14 +7,14 @@ import tyro
 
 from grr_coca.cli.flags import IndexArgument
 from grr_coca.common.errors import UserError, count_of, require_extra
-from grr_coca.common.outputs import require_suffix, require_writable, write_output
+from grr_coca.common.outputs import require_suffix, require_writable
 
 
 def import_index(
     path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.parquet")],
     out: Annotated[str, tyro.conf.arg(metavar="INDEX")],
 ) -> None:
-    """Create an index from a Parquet file that `export index` wrote. This needs no model, and reads no images.
+    """Create an index from a Parquet file that `export index` wrote. The model and the images are not needed.
 
     Args:
         path: .parquet file to read.
@@ -24,7 +24,7 @@ def import_index(
     from grr_coca_search.portable import import_parquet
 
     if not path.is_file():
-        raise UserError(f"{path}: no such file; pass a file from `grr-coca export index`")
+        raise UserError(f"{path}: not found, or not a file; pass a file from `grr-coca export index`")
     print(f"{out}: {count_of(import_parquet(path, out), 'image')} imported from {path}")
 
 
@@ -40,8 +40,7 @@ def export_index(index: IndexArgument, out: Annotated[Path, tyro.conf.arg(metava
 
     require_suffix(out, (".parquet",))
     require_extra("parquet", "exporting an index")
-    counts: list[int] = []
     with open_store(index) as store:
         require_writable(out)
-        write_output(out, lambda file: counts.append(export_parquet(store, file)))
-    print(f"{count_of(counts[0], 'image')} of {index} written to {out}")
+        count = export_parquet(store, out)
+    print(f"{count_of(count, 'image')} of {index} written to {out}")

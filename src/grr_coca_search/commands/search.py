@@ -40,23 +40,24 @@ def search_index(
     checkpoint: OptionalCheckpointFlag = None,
     engine: EngineFlag = "auto",
 ) -> None:
-    """Find images in an index by text, by image, or by both. Each line is: rank, relevance, caption, path.
+    """Find images in an index by text, by image, or by both. Each hit is a line: rank, relevance, caption, path.
 
-    The relevance is the estimated probability that a hit matches the query. A message states whether no hit is likely,
-    or no image looks like the query. Images that look the same count as one hit.
+    The relevance is the estimated probability that a hit matches the query. If all hits are unlikely, or relevance is
+    unavailable, a message precedes the hits. Images that look the same count as one hit.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
-        texts: what the images show; several texts are combined into one query.
+        texts: descriptions of the images; several texts are combined into one query.
         n: maximum number of hits.
         image: find images that are similar to these images.
-        without: what the images must not show.
-        weights: weights of the texts, one per text.
+        without: descriptions that the images should not match.
+        weights: weights of the texts, one per text, above 0; by default, each is 1.
         where: only images that match this filter. The help lists the fields.
         min_relevance: only hits with at least this relevance; no hits if relevance is unavailable.
-        hybrid: also search file names, titles, keywords and captions for the words of the query, and add to the scores
-            how well they match; only for queries without images, and not on Milvus.
-        json: print a list of objects with path, score, relevance, caption, copies and fields.
+        hybrid: also search file names, titles, keywords and captions for the words of the query, and rank images higher
+            that contain them; only for queries without --image, --without and --weights, and not on Milvus.
+        json: print a list of objects with path, score, relevance, caption, copies, is_there (whether the file still
+            exists), fields and engine.
         null: print only paths, each followed by a null byte, for `xargs -0`.
         checkpoint: the model, if it has been moved since the index was created.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
@@ -100,14 +101,14 @@ def list_duplicates(
 ) -> None:
     """List the near-duplicate images in an index, and state which of them are exact copies.
 
-    In each group, the largest image comes first. Images are near-duplicates if both conditions hold; files with equal
-    bytes are exact copies.
+    In each group, the largest image comes first. Images are near-duplicates if their perceptual hashes, their
+    embeddings and small copies of them are nearly equal; files with equal bytes are exact copies.
 
     Args:
         index: folder, or http://HOST:PORT/NAME of a Milvus server.
-        max_distance: maximum number of the 64 bits of their perceptual hashes that differ; up to 16, and slower above
-            6.
-        min_cosine: minimum cosine of their embeddings.
+        max_distance: maximum number of bits in which two 64-bit perceptual hashes may differ; up to 16, and slower
+            above 6.
+        min_cosine: minimum cosine similarity of two embeddings.
         json: print JSON lines, each with the paths of a group, and its exact copies with their originals.
     """
     from grr_coca_search.duplicates import duplicate_groups  # lazy import: NumPy and Pillow
@@ -171,13 +172,16 @@ def _record(hit: "Hit", can_tell: bool) -> dict[str, object]:
 
 
 def _display_path(name: str) -> str:
-    """Return a path, relative to the current folder if it is inside that folder."""
+    """Return a path for display: relative if it is inside the current folder, and with escaped control characters."""
     here = os.path.join(os.getcwd(), "")  # noqa: PTH109, PTH118 (a prefix of a string, which may not be a path)
     return escape_control_chars(name.removeprefix(here))
 
 
 def hit_lines(answer: "SearchResult") -> Iterator[str]:
-    """Yield one line per hit: rank, relevance, caption, path. The demo also prints these lines."""
+    """Yield one line per hit: rank, relevance, caption (truncated if long), path, and notes if there are any.
+
+    The demo also prints these lines.
+    """
     width = min(_MAX_CAPTION, max((len(hit.caption) for hit in answer), default=0))
     for rank, hit in enumerate(answer, 1):
         caption = f"{_truncate(escape_control_chars(hit.caption), width):<{width}}"
@@ -185,7 +189,10 @@ def hit_lines(answer: "SearchResult") -> Iterator[str]:
 
 
 def _opening_line(answer: "SearchResult") -> str | None:
-    """Return the message to print before the hits, or None if none is needed."""
+    """Return the message to print before the hits, or in place of hits if there are none.
+
+    Return None if no message is needed, because some hits are likely.
+    """
     if not answer.hits:
         return f"no hit among {answer.searched:,} images"
     images = " images" if answer.can_tell else ""

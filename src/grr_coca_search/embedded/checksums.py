@@ -15,6 +15,7 @@ import numpy as np
 from grr_coca_search.embedded.vectors import VectorFile
 
 ROWS_PER_BLOCK = 4096
+"""Number of rows in each block except the last, which may have fewer."""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS blocks (
@@ -25,7 +26,7 @@ CREATE TABLE IF NOT EXISTS blocks (
 
 
 class RowBlock(NamedTuple):
-    """Block of `rows` consecutive rows in the vector file, starting with row `first`, and their checksum."""
+    """Block of `rows` consecutive rows in the vector file, starting with row `first`, and the CRC-32 of their bytes."""
 
     first: int
     rows: int
@@ -40,7 +41,7 @@ class RowBlock(NamedTuple):
 def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]:
     """Return the blocks of the vector file of a generation, in order.
 
-    The list is empty if only an older version has written the file.
+    The list is empty if the file has no rows, or if only an older version has written to the index.
     """
     if not _has_table(database):
         return []
@@ -49,12 +50,15 @@ def read_blocks(database: sqlite3.Connection, generation: int) -> list[RowBlock]
 
 
 def append_blocks(database: sqlite3.Connection, generation: int, vectors: np.ndarray) -> None:
-    """Add the checksums of rows that follow the last block in the table. The caller must commit the transaction."""
+    """Add the checksums of new rows, N E, that follow the last block in the table.
+
+    The caller must commit the transaction.
+    """
     write_blocks(database, generation, following_blocks(_last_block(database, generation), vectors))
 
 
 def write_blocks(database: sqlite3.Connection, generation: int, blocks: Iterable[RowBlock]) -> None:
-    """Write blocks to the table. The caller must commit the transaction."""
+    """Write blocks to the table, in place of blocks with the same first row. The caller must commit the transaction."""
     database.executemany(
         "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?)", ((generation, *block) for block in blocks)
     )
@@ -77,9 +81,11 @@ def following_blocks(last: RowBlock, vectors: np.ndarray) -> Iterator[RowBlock]:
 
 
 def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, generation: int) -> None:
-    """Add missing checksums, and remove those of other generations.
+    """Make the table contain the checksums of exactly the rows of a generation's vector file.
 
-    Only a writer may call this function, and only outside of transactions.
+    Missing checksums are added. Those of other generations, and of rows that were not committed, are removed. Nothing
+    is done if the last block already ends at the last row. Only a writer may call this function, and only outside of
+    transactions, because it commits its own transaction.
 
     Raises:
         CorruptDataError: If the file ends before its last row.
@@ -100,10 +106,10 @@ def add_missing_checksums(database: sqlite3.Connection, file: VectorFile, genera
 
 
 def corrupt_blocks(blocks: Iterable[RowBlock], file: VectorFile) -> Iterator[RowBlock]:
-    """Yield the blocks whose rows in the file differ from the rows that were written.
+    """Yield the blocks whose rows in the file differ from the rows that were written, or are not in the file.
 
     Raises:
-        CorruptDataError: If the file ends before the last row of the blocks.
+        CorruptDataError: If the file has become shorter than its committed rows since it was opened.
     """
     for block in blocks:
         if block.end > len(file) or zlib.crc32(file.read(block.first, block.end).tobytes()) != block.checksum:

@@ -40,6 +40,7 @@ _PARTIAL = f".{FILE}.partial"
 _SECONDS_TO_WAIT = 30.0
 """Maximum time to wait for a commit of another process. A commit normally takes milliseconds."""
 _CORRUPTION_WORDS = ("malformed", "not a database", "no such table", "no such column")
+"""Parts of SQLite messages that report a corrupt database."""
 
 MODEL_FIELDS = "of model"
 """Key of the model's estimates (confidence and tags) in the column `fields`. It cannot be the name of a field, because
@@ -140,10 +141,13 @@ of the last row is the start of the next page. The tables have indexes in this o
 
 
 def create_database(folder: Path, header: Header) -> None:
-    """Create a new database atomically. An existing database is kept.
+    """Create the folder and the empty database of a new index. An existing database is kept.
+
+    The database is created under a temporary name, so that an interruption leaves no incomplete index.
 
     Raises:
-        UserError: If the disk is full or cannot be written to, or another process is creating a database there.
+        UserError: If the disk is full or cannot be written to, or if the writer lock cannot be acquired; see
+            `lock_writer`.
     """
     with database_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +160,7 @@ def create_database(folder: Path, header: Header) -> None:
 
 
 def remove_database(folder: Path) -> None:
-    """Remove an index, and its folder if it is empty afterwards.
+    """Remove the files of an index, and its folder if it is empty afterwards.
 
     Raises:
         UserError: If a file cannot be removed.
@@ -194,17 +198,18 @@ def _create(folder: Path, header: Header) -> None:
 
 
 def open_database(folder: Path) -> sqlite3.Connection:
-    """Open the database of an index, without starting a transaction.
+    """Open the database of an index, without starting a transaction. It is read-only if its folder is not writable.
 
     Raises:
-        UserError: If the database is missing, corrupt or not an index, or was written by a newer version.
+        UserError: If the database is missing, corrupt or not an index, was written by a newer version, or cannot be
+            opened.
     """
     path = folder / FILE
     if not path.is_file():
         why = "no such folder" if not folder.exists() else f"not an index, because it does not contain {FILE}"
         # a new index can only be created in an empty or new folder
         out = "INDEX" if folder.is_dir() and any(folder.iterdir()) else folder
-        raise UserError(f"{folder}: {why}; create one with grr-coca index IMAGES… --out {out}")
+        raise UserError(f"{folder}: {why}; create an index with grr-coca index IMAGES… --out {out}")
     with database_errors(folder):
         database = _connect(path) if os.access(folder, os.W_OK) else _connect_read_only(path)
         try:
@@ -217,7 +222,10 @@ def open_database(folder: Path) -> sqlite3.Connection:
 
 
 def upgrade(database: sqlite3.Connection) -> None:
-    """Add the column `look`, which older indexes do not have. Only the writer may call this function."""
+    """Add the column `look` if an older version created the index, and drop the temporary view that replaces it.
+
+    Only the writer may call this function.
+    """
     if _lacks_signatures(database):
         database.execute("ALTER TABLE main.pictures ADD COLUMN look BLOB")
     database.execute("DROP VIEW IF EXISTS temp.pictures")
@@ -229,16 +237,16 @@ def _lacks_signatures(database: sqlite3.Connection) -> bool:
 
 
 def _add_signature_view(database: sqlite3.Connection) -> None:
-    """Provide the column `look`, which older indexes do not have, through a temporary view.
+    """Provide the column `look` of an older index, which does not have it, through a temporary view.
 
-    The view takes precedence over the table of the same name.
+    The view takes precedence over the table `pictures`, whose name it has. Other indexes are not changed.
     """
     if _lacks_signatures(database):
         database.execute("CREATE TEMP VIEW pictures AS SELECT *, NULL AS look FROM main.pictures")
 
 
-def read_header(database: sqlite3.Connection) -> Header:
-    """Return the header of the index.
+def read_header(database: sqlite3.Connection, folder: Path) -> Header:
+    """Return the header of the index in a folder.
 
     Raises:
         CorruptDataError: If the header is incomplete or invalid.
@@ -249,7 +257,9 @@ def read_header(database: sqlite3.Connection) -> Header:
         if not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"invalid embedding width {width}")
     except PARSE_ERRORS as error:
-        raise CorruptDataError(f"the index is corrupt: its header is invalid ({error})") from error
+        raise CorruptDataError(
+            f"{folder / FILE}: corrupt: its header is invalid ({error}); {how_to_restore(folder)}"
+        ) from error
     return Header(model, fingerprint, width)
 
 
@@ -262,8 +272,8 @@ def database_errors(folder: Path) -> Iterator[None]:
         words = str(error)
         if "full" in words or "disk I/O" in words:
             raise UserError(
-                f"{folder}: the index cannot be written ({words}); earlier commits are kept; free disk space, and "
-                "try again"
+                f"{folder}: the index cannot be read or written ({words}); earlier commits are kept; check the disk "
+                "and its free space, and try again"
             ) from error
         if "locked" in words or "busy" in words:
             raise UserError(
@@ -271,13 +281,20 @@ def database_errors(folder: Path) -> Iterator[None]:
             ) from error
         if any(sign in words for sign in _CORRUPTION_WORDS):
             raise UserError(f"{folder / FILE}: corrupt, or not an index ({words}); {how_to_restore(folder)}") from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise UserError(
+                f"{folder / FILE}: cannot be read or written ({words}); earlier commits are kept; check the "
+                "permissions and the disk, and try again"
+            ) from error
         raise UserError(f"{folder / FILE}: {words}") from error
     except UnicodeDecodeError as error:  # an SQLite message may quote a name from the database
         message = f"{folder / FILE}: corrupt, or not an index ({error}); {how_to_restore(folder)}"
         raise CorruptDataError(message) from error
     except OSError as error:
-        message = f"{folder}: cannot be read or written ({error.strerror or error}); earlier commits are kept"
-        raise UserError(message) from error
+        raise UserError(
+            f"{folder}: cannot be read or written ({error.strerror or error}); earlier commits are kept; check the "
+            "permissions and the disk, and try again"
+        ) from error
 
 
 def sql_text(text: str) -> str | bytes:
@@ -321,7 +338,8 @@ def _fields_column(entry: Entry) -> str | None:
 def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
     """Return the values of the columns `photo` and `keywords`.
 
-    `photo` is the metadata as JSON, and `keywords` contains user metadata and the words of the file name.
+    `photo` is the metadata as JSON, or None if it has not been read yet. `keywords` contains the title and keywords
+    from users and the words of the file name, one text per line.
     """
     words = [*(photo.words if photo is not None else ()), split_name(title)]
     return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))
@@ -331,8 +349,8 @@ PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, Ove
 """Exceptions that library code raises when it parses a corrupt value of the database."""
 
 
-def from_row(row: tuple) -> Entry:
-    """Convert a row of the statement `READ` to an entry.
+def from_row(row: tuple, folder: Path) -> Entry:
+    """Convert a row of the statement `READ` to an entry of the index in a folder.
 
     Raises:
         CorruptDataError: If a value does not have the form that `to_row` writes. This is possible because SQLite
@@ -367,11 +385,16 @@ def from_row(row: tuple) -> Entry:
             pixel_signature=look or b"",
         )
     except PARSE_ERRORS as error:
-        raise CorruptDataError(f"the index is corrupt: its image {row[0]} has an invalid value ({error})") from error
+        raise CorruptDataError(
+            f"{folder / FILE}: corrupt: image {row[0]} has an invalid value ({error}); {how_to_restore(folder)}"
+        ) from error
 
 
 def fields_of_row(written: str | None) -> dict[str, FieldValue]:
-    """Parse the database column `fields`, and return the fields that come from the user's table; possibly none."""
+    """Parse the database column `fields`, and return the fields that come from the user's table.
+
+    The result is empty if there are none. A corrupt value raises one of `PARSE_ERRORS`.
+    """
     return {name: value for name, value in json.loads(written).items() if name != MODEL_FIELDS} if written else {}
 
 
@@ -407,9 +430,9 @@ def _connect(path: Path, options: str = "") -> sqlite3.Connection:
 
 
 def _require_index_schema(database: sqlite3.Connection, folder: Path) -> None:
-    """Check that a database is an index, and that it has no views and no unexpected triggers.
+    """Check that a database is an index that this version can read, without views and unexpected triggers.
 
-    Unexpected views and triggers might recurse forever.
+    Unexpected views and triggers might recurse forever. If a check fails, a `UserError` is raised.
     """
     (identity,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -430,7 +453,8 @@ def lock_writer(folder: Path) -> ProcessLock:
     """Acquire the writer lock of an index, which only one process can hold.
 
     Raises:
-        UserError: If another process, or this process, already holds the lock. The message names the process.
+        UserError: If another process (which the message names) or this process already holds the lock, if the lock file
+            is a symbolic link or cannot be written, or if the file system has no locks.
     """
     try:
         return ProcessLock(folder / _LOCK)

@@ -62,6 +62,7 @@ _MAX_LENGTH = 1.1
 """Maximum length of an embedding. Embeddings have unit length, apart from rounding, so longer vectors are corrupt."""
 _MAX_BLOCKS_NAMED = 3
 ROWS_PER_READ = 2048
+"""Maximum number of rows that are read from the database or the vector file at a time."""
 MAX_WORDS = 32
 """Maximum number of words of a text that are looked up. SQLite compares every image that contains at least one of the
 words with all of the words. In a large index, a search for a pasted page of text would therefore take minutes, and
@@ -81,7 +82,7 @@ class EmbeddedStore(Store):
     The first `claim`, `commit` or `compact` acquires the writer lock, which is held until the store is closed.
 
     Raises:
-        UserError: If the folder has no index, or an index that this version cannot read.
+        UserError: If the folder has no index, or an index that is corrupt or that this version cannot read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -90,7 +91,7 @@ class EmbeddedStore(Store):
         database = open_database(folder)
         try:
             with database_errors(folder):
-                header = read_header(database)
+                header = read_header(database, folder)
         except UserError:
             database.close()
             raise
@@ -103,7 +104,14 @@ class EmbeddedStore(Store):
 
     @classmethod
     def open(cls, location: str, *, is_optional: bool = False) -> "EmbeddedStore | None":
-        """Open the index in a folder. Return None if the index is optional and the folder is empty or missing."""
+        """Open the index in a folder. Return None if the index is optional and the folder is empty or missing.
+
+        A folder that has only files of an interrupted `create` counts as empty.
+
+        Raises:
+            UserError: If the index is not found, corrupt or written by a newer version, or if the location is a file or
+                a folder with other files.
+        """
         folder = Path(location)
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder}: expected an index folder, found a file; pass another path")
@@ -115,13 +123,21 @@ class EmbeddedStore(Store):
 
     @classmethod
     def create(cls, location: str, header: Header) -> "EmbeddedStore":
-        """Create an index in a folder."""
+        """Create an index in a folder, and open it. If the folder already has an index, that index is opened.
+
+        Raises:
+            UserError: If the disk is full or cannot be written to, or another process is creating an index there.
+        """
         create_database(Path(location), header)
         return cls(Path(location))
 
     @classmethod
     def remove(cls, location: str) -> None:
-        """Remove an index, and its folder if it is empty afterwards."""
+        """Remove an index, and its folder if it is empty afterwards.
+
+        Raises:
+            UserError: If a file cannot be removed.
+        """
         remove_database(Path(location))
 
     @classmethod
@@ -150,7 +166,10 @@ class EmbeddedStore(Store):
 
     @contextmanager
     def begin(self) -> Iterator[Snapshot]:
-        """Begin a read transaction."""
+        """Begin a read transaction, which sees the newest commit, and end it when the context ends.
+
+        SQLite and system errors in the context become a `UserError`.
+        """
         with database_errors(self._folder):
             with self._lock:
                 idle = self._idle.pop() if self._idle else None
@@ -193,12 +212,12 @@ class EmbeddedStore(Store):
     # --- Reading
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Yield the images with the given ids."""
+        """Yield the images with the given ids, in any order. Ids that are not in the index are skipped."""
         for chunk in chunks(ids, _MAX_PARAMETERS):
             yield from self._rows(f"WHERE id IN ({_placeholders(chunk)})", chunk, vectors)
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return all images that match a filter."""
+        """Return all images that match a filter, in the order of their ids."""
         condition, values = _where(where)
         return self._rows(f"WHERE {condition} ORDER BY id", values, vectors)
 
@@ -207,10 +226,16 @@ class EmbeddedStore(Store):
             cursor = now.database.execute(f"{READ} {rest}", values)
             while rows := cursor.fetchmany(ROWS_PER_READ):
                 kept = now.state.vectors.rows([row[0] - 1 for row in rows]) if vectors else repeat(None)
-                yield from (StoredImage(row[0], from_row(row), vector) for row, vector in zip(rows, kept, strict=False))
+                for row, vector in zip(rows, kept, strict=False):
+                    yield StoredImage(row[0], from_row(row, self._folder), vector)
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images whose embeddings have the largest dot products with a vector."""
+        """Return the images whose embeddings have the largest dot products with a vector, best first.
+
+        Raises:
+            CorruptDataError: If a dot product is larger than embeddings of unit length allow, or the vector file is too
+                short.
+        """
         with self.snapshot() as now:
             state = now.state
             scores = products(state.vectors, vector[None])[:, 0]
@@ -232,7 +257,10 @@ class EmbeddedStore(Store):
         return CorruptDataError(f"{vectors.path}: corrupt: {what}; {how_to_restore(self._folder)}")
 
     def word_matches(self, text: str, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images that best match the words of a text, even if they do not contain all of the words."""
+        """Return the images that best match the words of a text, even if they do not contain all of the words.
+
+        They are sorted by BM25, best first. Only the first `MAX_WORDS` different words count.
+        """
         words = _words(text)
         if not words:
             return []
@@ -255,17 +283,21 @@ class EmbeddedStore(Store):
         )
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of the images with the given ids."""
+        """Return the embeddings of the images with the given ids, in the same order, as float32, N E."""
         with self.snapshot() as now:
             return now.state.vectors.rows(np.asarray(ids, np.int64) - 1).astype(np.float32)
 
     def sample(self) -> LibrarySample:
-        """Return a random sample of the images."""
+        """Return a random sample of the images, which stays the same until the next commit."""
         with self.snapshot() as now:
             return now.state.sample(now.database)
 
     def columns(self) -> frozenset[str]:
-        """Return the names of all fields from tables."""
+        """Return the names of all fields from tables, including those of images that were removed.
+
+        Raises:
+            CorruptDataError: If a name is not a text.
+        """
         with self.snapshot() as now:
             names = frozenset(name for (name,) in now.database.execute("SELECT name FROM columns"))
         if not all(isinstance(name, str) for name in names):
@@ -278,7 +310,7 @@ class EmbeddedStore(Store):
             return f"{now.state.row.generation}.{now.state.row.revision}"
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return a mapping from the `Entry.name_hash` of images to their ids."""
+        """Return a mapping from the `Entry.name_hash` of images to their ids. Unknown hashes are omitted."""
         found: dict[int, int] = {}
         with self.snapshot() as now:
             for chunk in chunks(draws, _MAX_PARAMETERS):
@@ -287,7 +319,7 @@ class EmbeddedStore(Store):
         return found
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """Return the ids of all images that match a filter, newest first."""
+        """Return the ids of all images that match a filter, newest first. Images of one date are sorted by name."""
         condition, values = _where(where)
         with self.snapshot() as now:
             rows = now.database.execute(f"SELECT id FROM pictures WHERE {condition} ORDER BY date DESC, name", values)
@@ -318,7 +350,11 @@ class EmbeddedStore(Store):
         return FieldSummary("text" if texts else "number", most, number == different, low, high)
 
     def hashes(self) -> np.ndarray:
-        """Return the ids, perceptual hashes and digests of all images."""
+        """Return the ids, perceptual hashes and digests of all images: N rows of `HASH_ROW`, sorted by id.
+
+        Raises:
+            CorruptDataError: If a hash or digest is invalid.
+        """
         with self.snapshot() as now:
             rows = now.database.execute("SELECT id, phash, digest FROM pictures ORDER BY id")
             try:
@@ -327,7 +363,7 @@ class EmbeddedStore(Store):
                 raise self._database_error(f"an invalid hash ({error})") from error
 
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """Return the images that could not be read."""
+        """Return the images that could not be read, sorted by name: all of them, or those with the given names."""
         parts = (
             [("1", [])]
             if names is None
@@ -346,12 +382,16 @@ class EmbeddedStore(Store):
             )
 
     def notes(self) -> dict[str, str]:
-        """Return the notes on the index, from the header table."""
+        """Return the notes on the index by key. The values of the header are also included."""
         with self.snapshot() as now:
             return dict(now.database.execute("SELECT key, value FROM header"))
 
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
-        """Return the known state of the given images, by name."""
+        """Return the known state of the given images, by name; see `Store.known`.
+
+        Raises:
+            CorruptDataError: If the fields of an image are invalid.
+        """
         with self.snapshot() as now:
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
             for chunk in chunks(map(sql_text, names), _MAX_PARAMETERS):
@@ -368,7 +408,7 @@ class EmbeddedStore(Store):
         return found
 
     def roots(self) -> list[str]:
-        """Return the arguments (files, folders, patterns) through which images or failures were found."""
+        """Return the arguments (files, folders, patterns) through which images or failures were found, sorted."""
         with self.snapshot() as now:
             statement = "SELECT root FROM pictures UNION SELECT root FROM failures ORDER BY 1"
             return [root for (root,) in now.database.execute(statement)]
@@ -379,7 +419,7 @@ class EmbeddedStore(Store):
         yield from (ImageLocation.of_name(name) for name, _ in self._read_pages(FAILURES_OF, root, b""))
 
     def _read_pages(self, statement: str, root: str, first: int | bytes) -> Iterator[tuple]:
-        """Yield the rows that a statement returns for an argument.
+        """Yield the rows that `IMAGES_OF` or `FAILURES_OF` returns for an argument (`root`), starting after `first`.
 
         Each page of rows is read in a separate snapshot, because a long snapshot would prevent SQLite's checkpoints.
         """
@@ -393,7 +433,11 @@ class EmbeddedStore(Store):
             last = rows[-1][-1]
 
     def check(self) -> CheckedIndex:
-        """Read all data, and compare the data with the checksums."""
+        """Read all data, and compare the data with the checksums. This may take minutes.
+
+        Raises:
+            CorruptDataError: If the database or the vector file is corrupt.
+        """
         # A new connection is used, because SQLite reports the full-text index as corrupt if the same connection has
         # read it before another connection wrote to it.
         with EmbeddedStore(self._folder) as fresh:
@@ -428,17 +472,31 @@ class EmbeddedStore(Store):
     # --- Writing
 
     def claim(self) -> None:
-        """Acquire the writer lock."""
+        """Acquire the writer lock, unless this store already holds it.
+
+        Raises:
+            UserError: If another process is writing (the message names the process), or the index cannot be written.
+        """
         with self._writing, database_errors(self._folder):
             self._require_writer()
 
     def commit(self, changes: Changes) -> None:
-        """Write changes, and wait until they are on disk."""
+        """Write changes, and wait until they are on disk. If this raises an error, no change has been written.
+
+        Raises:
+            UserError: If another process is writing, the disk is full, or the index is corrupt.
+        """
         with self._writing, database_errors(self._folder):
             self._require_writer().commit(changes)
 
     def compact(self) -> bool:
-        """Rewrite the vector file if more than half of its rows belong to removed images."""
+        """Rewrite the vector file if most of its rows belong to removed images; see `Writer.compact`.
+
+        Return whether the file was rewritten.
+
+        Raises:
+            UserError: For the same reasons as `commit`.
+        """
         with self._writing, database_errors(self._folder):
             return self._require_writer().compact()
 
@@ -449,10 +507,7 @@ class EmbeddedStore(Store):
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """Return the device and inode of the database file, which change if the file is replaced.
-
-    Return None if the file does not exist.
-    """
+    """Return the device and inode of the database file, which change if it is replaced, or None if it is missing."""
     with suppress(OSError):
         status = (folder / FILE).stat()
         return status.st_dev, status.st_ino

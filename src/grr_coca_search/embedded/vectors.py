@@ -37,7 +37,10 @@ def vectors_file(folder: Path, generation: int) -> Path:
 
 
 def how_to_restore(folder: Path) -> str:
-    """Return advice on restoring a corrupt index. A copy into its folder would modify files that may be in use."""
+    """Return the part of an error message that explains how to restore a corrupt index.
+
+    It warns against copying into the folder, which would modify files that may be in use.
+    """
     return (
         f"rebuild the index, or copy a backup to a new folder next to {folder}, and rename both; never copy into a "
         "folder that is in use"
@@ -56,7 +59,8 @@ class VectorFile:
         width: Width of a row, E.
 
     Raises:
-        FileNotFoundError: If a newer generation has replaced the file.
+        FileNotFoundError: If the file does not exist, for example because a newer generation has replaced it. A file
+            with 0 rows need not exist.
         CorruptDataError: If the file is shorter than its committed rows.
     """
 
@@ -97,7 +101,11 @@ class VectorFile:
         return rows
 
     def rows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the rows with the given numbers, in half precision."""
+        """Return the rows with the given numbers, in the same order, in half precision.
+
+        Raises:
+            CorruptDataError: If the file ends before one of the rows.
+        """
         requested = np.asarray(numbers, np.int64)
         found = np.empty((len(requested), self.shape[1]), np.float16)
         # positions at which a run of consecutive rows begins
@@ -109,7 +117,10 @@ class VectorFile:
 
 
 def _read_into(buffer: memoryview, file: int, place: int) -> int:
-    """Read bytes of a file, from an offset on, into a buffer. Return their number, which is 0 at the file's end."""
+    """Read bytes of a file, starting at the offset `place`, into a buffer.
+
+    Return the number of bytes, which may be smaller than the buffer, and is 0 at the end of the file.
+    """
     if hasattr(os, "preadv"):
         return os.preadv(file, [buffer], place)
     content = read_at(file, len(buffer), place)  # Windows
@@ -120,7 +131,8 @@ def _read_into(buffer: memoryview, file: int, place: int) -> int:
 def append_rows(path: Path, rows: int, vectors: np.ndarray) -> None:
     """Write vectors, N E, after the first `rows` rows of a file, and wait until they are on disk.
 
-    If the file already has more than `rows` rows, the additional ones were never committed, and are removed first.
+    If the file already has more than `rows` rows, the additional rows were never committed, and are removed first. If
+    the file does not exist, it is created.
 
     Raises:
         OSError: If the disk is full or cannot be written to. The file is then truncated after the first `rows` rows.
@@ -187,18 +199,19 @@ def products(vectors: VectorFile, queries: np.ndarray) -> np.ndarray:
 
 @cache
 def _thread_pool(count: int) -> ThreadPoolExecutor:
-    """Return a thread pool.
+    """Return a pool of `count` threads, which all searches of this process share.
 
-    It is cached, because starting threads for each search took a quarter of the search's time.
+    The pool is cached, because starting threads for each search took a quarter of the search's time.
     """
     return ThreadPoolExecutor(count, "products")
 
 
 def _to_float32_scaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
-    """Convert half-precision numbers to float32 by shifting their bits. The results are divided by `_HALF_TO_SINGLE`.
+    """Convert half-precision numbers, N E, to float32 by shifting their bits.
 
-    This takes half as long as NumPy's own conversion, which does not use vector instructions. It is valid only for
-    finite numbers, which all components of embeddings are.
+    The results, which are a view of `buffer`, are too small by the factor `_HALF_TO_SINGLE`. This takes half as long as
+    NumPy's own conversion, which does not use vector instructions. It is valid only for finite numbers, which all
+    components of embeddings are.
     """
     bits = buffer[: len(vectors)]
     np.left_shift(vectors.view(np.int16), 13, out=bits, dtype=np.int32)
@@ -209,7 +222,7 @@ def _to_float32_scaled(vectors: np.ndarray, buffer: np.ndarray) -> np.ndarray:
 def top_k_rows(scores: np.ndarray, count: int) -> np.ndarray:
     """Return the numbers of the rows with the `count` highest of N scores, best first.
 
-    Rows with a score of minus infinity are excluded.
+    Rows with a score of minus infinity are excluded. Rows with equal scores are in the order of their numbers.
     """
     count = min(count, int(np.isfinite(scores).sum()))
     if count == 0:
@@ -223,7 +236,7 @@ def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
     """Return the numbers of the rows to which ids belong.
 
     Raises:
-        ValueError: If an id does not belong to one of the first `count` rows.
+        ValueError: If an id is not a number, or does not belong to one of the first `count` rows.
     """
     try:
         rows = np.array(ids, np.int64) - 1
@@ -235,7 +248,14 @@ def _rows_of(ids: Sequence[object], count: int) -> np.ndarray:
 
 
 class StateRow(NamedTuple):
-    """Row of the table `state`. `rows` is the number of rows in the vector file, and `live` the number of images."""
+    """Row of the table `state`.
+
+    Attributes:
+        revision: Number of commits.
+        generation: Number of times that the vector file was rewritten.
+        rows: Number of committed rows in the vector file.
+        live: Number of images.
+    """
 
     revision: int
     generation: int
@@ -247,8 +267,8 @@ def read_state(database: sqlite3.Connection, folder: Path) -> StateRow:
     """Read the table `state`.
 
     Raises:
-        CorruptDataError: If a value is not a number. This is possible because SQLite accepts any text in a numeric
-            column.
+        CorruptDataError: If the table is empty, or a value is not an integer of at least 0. This is possible because
+            SQLite accepts any text in a numeric column.
     """
     row = database.execute("SELECT revision, generation, rows, live FROM state").fetchone() or (None,)
     if not all(isinstance(number, int) and number >= 0 for number in row):
@@ -274,11 +294,12 @@ class State:
         """Return the state that the current transaction of `database` sees.
 
         Only changes since the state `before` are read, so that a search in a large index does not read the entire
-        index.
+        index. If nothing has changed, the result is `before`.
 
         Raises:
-            FileNotFoundError: If the vector file was rewritten after the transaction began.
-            CorruptDataError: If the vector file or the ids of removed images are corrupt.
+            FileNotFoundError: If the vector file does not exist, usually because it was rewritten after the transaction
+                began.
+            CorruptDataError: If the table `state`, the vector file or the ids of removed images are corrupt.
         """
         row = read_state(database, folder)
         if before is not None and row.revision == before.row.revision:
@@ -299,7 +320,11 @@ class State:
         return cls(row, vectors, live)
 
     def sample(self, database: sqlite3.Connection) -> LibrarySample:
-        """Return a random sample of the images; see `Entry.name_hash`."""
+        """Return a random sample of the images: those with the smallest `Entry.name_hash`. It is cached.
+
+        Args:
+            database: Connection whose current transaction sees this state.
+        """
         if self._sample is None:
             drawn = database.execute("SELECT id, caption FROM pictures ORDER BY draw LIMIT ?", (SAMPLE,)).fetchall()
             rows = np.array([identity for identity, _ in drawn], np.int64) - 1

@@ -30,8 +30,11 @@ MIN_REMOVED_ROWS = 1000
 class Writer:
     """Writer of an index. It holds the writer lock until `release` is called.
 
+    Its creation upgrades an index that an older version wrote, and removes the leftovers of a killed writer. All
+    methods may raise SQLite and system errors; `database_errors` converts them.
+
     Raises:
-        UserError: If another process is writing.
+        UserError: If the writer lock cannot be acquired, or if the index is missing or corrupt.
     """
 
     def __init__(self, folder: Path, width: int) -> None:
@@ -58,7 +61,7 @@ class Writer:
         self._lock.release()
 
     def commit(self, changes: Changes) -> None:
-        """Write changes, and wait until they are on disk."""
+        """Write changes, and wait until they are on disk. If this raises an error, no change has been written."""
         before = read_state(self._database, self._folder)
         added = list({entry.name: (entry, vector) for entry, vector in changes.added}.values())
         if added:
@@ -167,7 +170,10 @@ class Writer:
         return True
 
     def _remove_leftovers(self) -> None:
-        """Remove the leftovers of a killed writer: files of other generations, and uncommitted rows."""
+        """Remove the leftovers of a killed writer: files of other generations, and uncommitted rows.
+
+        Missing checksums are added.
+        """
         written = read_state(self._database, self._folder)
         current = vectors_file(self._folder, written.generation)
         for path in self._folder.glob("vectors*.f16"):

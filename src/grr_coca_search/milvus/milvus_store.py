@@ -56,7 +56,8 @@ class MilvusStore(Store):
         """Open the index at a location. Return None if it is optional and does not exist.
 
         Raises:
-            UserError: If the server cannot be reached, or if the index is not found or was written by a newer version.
+            UserError: If pymilvus is not installed, if the server cannot be reached, if the index is not found or was
+                written by a newer version, or if another application uses the name.
         """
         place, client = _connect(location)
         try:
@@ -71,7 +72,7 @@ class MilvusStore(Store):
                 return None
             if header is None:
                 raise UserError(
-                    f"{location}: no index has this name; create one with grr-coca index IMAGES… --out {location}"
+                    f"{location}: no index has this name; create an index with grr-coca index IMAGES… --out {location}"
                 )
             require_supported(location, header.version)
         except BaseException:
@@ -81,10 +82,13 @@ class MilvusStore(Store):
 
     @classmethod
     def create(cls, location: str, header: Header) -> "MilvusStore":
-        """Create an index without images.
+        """Create an index without images, and open it. Collections of an unfinished index are replaced.
+
+        The caller must have checked that the location does not have an index.
 
         Raises:
-            UserError: If the server cannot be reached, or rejects the request.
+            UserError: If pymilvus is not installed, if the server cannot be reached or rejects the request, or if
+                another application uses the name.
         """
         place, client = _connect(location)
         with _server_errors(location):
@@ -120,7 +124,7 @@ class MilvusStore(Store):
     def begin(self) -> Iterator[Reads]:
         """Yield a snapshot whose reads see the state at its beginning or a later state.
 
-        Milvus servers do not provide snapshots of a fixed state.
+        Milvus servers do not provide snapshots of a fixed state. Server errors in the context become a `UserError`.
         """
         with _server_errors(self.location):
             yield Reads(self._client)
@@ -134,15 +138,18 @@ class MilvusStore(Store):
     # --- Reading
 
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return the images with the given ids."""
+        """Return the images with the given ids, in any order. Ids that are not in the index are skipped."""
         return map(_row, self._query_by_id(ids, [*READ_COLUMNS, "vector"] if vectors else READ_COLUMNS))
 
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return all images that match a filter."""
+        """Return all images that match a filter, in the order of their ids."""
         return map(_row, self._all([*READ_COLUMNS, "vector"] if vectors else READ_COLUMNS, where))
 
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
-        """Return the images whose embeddings have the largest dot products with a vector, at most 16,384 images."""
+        """Return the images whose embeddings have the largest dot products with a vector, best first.
+
+        These are at most `_MAX_HITS` images.
+        """
         with self.snapshot() as reads:
             (hits,) = reads.search(
                 self._name,
@@ -156,30 +163,37 @@ class MilvusStore(Store):
             return [Match(int(hit["id"]), float(hit["distance"])) for hit in hits]
 
     def revision(self) -> str:
-        """Return a random text that each commit replaces with a new one."""
+        """Return a random text that each commit replaces. It is empty before the first commit."""
         with self.snapshot() as reads:
             return self._notes.revision(reads)
 
     def failures(self, names: Sequence[str] | None = None) -> list[Failure]:
-        """Return the images that could not be read."""
+        """Return the images that could not be read, sorted by name: all of them, or those with the given names."""
         with self.snapshot() as reads:
             return self._notes.failures(reads, names)
 
     def notes(self) -> dict[str, str]:
-        """Return the notes on the index."""
+        """Return the notes on the index by key; see `Store.notes`."""
         with self.snapshot():
             return self._notes.texts()
 
     # The methods below read only the columns that they need, whereas the inherited methods would read all columns.
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of the images with the given ids."""
+        """Return the embeddings of the images with the given ids, in the same order, as float32, N E.
+
+        Raises:
+            UserError: If an image no longer exists.
+        """
         found = {row["id"]: row["vector"] for row in self._query_by_id(ids, ["id", "vector"])}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
 
     def ids_of(self, draws: Sequence[int]) -> dict[int, int]:
-        """Return a mapping from the `Entry.name_hash` of images to their ids, which are the same numbers."""
+        """Return a mapping from the `Entry.name_hash` of images to their ids, which are the same numbers.
+
+        Images that are not in the index are omitted.
+        """
         return {row["id"]: row["id"] for row in self._query_by_id(draws, ["id"])}
 
     def sample(self) -> LibrarySample:
@@ -202,18 +216,18 @@ class MilvusStore(Store):
             return self._notes.columns(reads)
 
     def newest_first(self, where: Filter | None = None) -> np.ndarray:
-        """Return the ids of all images that match a filter, newest first."""
+        """Return the ids of all images that match a filter, newest first. Images of one date are sorted by name."""
         rows = sorted(self._all(["id", "date", "name"], where), key=lambda row: row["name"])
         rows.sort(key=lambda row: row["date"], reverse=True)
         return np.array([row["id"] for row in rows], np.int64)
 
     def hashes(self) -> np.ndarray:
-        """Return the ids, perceptual hashes and digests of all images."""
+        """Return the ids, perceptual hashes and digests of all images: N rows of `HASH_ROW`."""
         rows = self._all(["id", "phash", "digest"])
         return np.fromiter(((row["id"], row["phash"], row["digest"]) for row in rows), HASH_ROW)
 
     def roots(self) -> list[str]:
-        """Return the arguments (files, folders, patterns) through which images or failures were found."""
+        """Return the arguments (files, folders, patterns) through which images or failures were found, sorted."""
         found = {from_utf8(row["root"]) for row in self._all(["root"])}
         return sorted(found | {failure.root for failure in self.failures()})
 
@@ -229,10 +243,13 @@ class MilvusStore(Store):
     # --- Writing
 
     def commit(self, changes: Changes) -> None:
-        """Write changes.
+        """Write changes, and wait until the server has accepted them.
 
         An image is known to the index only after the last step that concerns it, so if a commit is interrupted, the
         next update repeats it.
+
+        Raises:
+            UserError: If the server does not answer, or rejects the request. Some of the changes may have been written.
         """
         added = {entry.name: (entry, vector) for entry, vector in changes.added}
         failed = {failure.name: failure for failure in changes.failed}
@@ -287,7 +304,7 @@ class _ServerPlace(NamedTuple):
 
 
 def _parse_location(location: str) -> _ServerPlace:
-    """Parse `http://HOST:PORT/NAME` or `milvus:FILE`.
+    """Parse `http://HOST:PORT/NAME` or `milvus:FILE`. Without a NAME, the collection is `_DEFAULT_NAME`.
 
     Raises:
         UserError: If the name is invalid in Milvus.
@@ -302,10 +319,10 @@ def _parse_location(location: str) -> _ServerPlace:
 
 
 def _require_index_collection(location: str, client: Any, name: str) -> None:
-    """Check that a collection with this name belongs to an index.
+    """Check that the two collections of the index with this name belong to an index if they exist.
 
     Raises:
-        UserError: If the collection belongs to another application, so that it must not be changed.
+        UserError: If a collection belongs to another application, so that it must not be changed.
     """
     for one, columns in ((name, ALL_COLUMNS), (notes_name(name), NOTES_COLUMNS)):
         if client.has_collection(one):
@@ -346,7 +363,7 @@ def _connect(location: str) -> tuple[_ServerPlace, Any]:
 
 @contextmanager
 def _server_errors(location: str) -> Iterator[None]:
-    """Convert server errors and timeouts to a `UserError`."""
+    """Convert server errors, system errors and timeouts to a `UserError`."""
     from pymilvus.exceptions import MilvusException
 
     try:

@@ -30,7 +30,10 @@ def notes_name(name: str) -> str:
 
 
 def read_stored_header(client: Any, name: str) -> Header | None:
-    """Return the header of the index with a given name, or None if the index does not exist or is unfinished."""
+    """Return the header of the index with a given name, or None if the index does not exist or is unfinished.
+
+    This loads the collection of notes.
+    """
     notes = notes_name(name)
     if not client.has_collection(name) or not client.has_collection(notes) or not client.list_indexes(notes):
         return None
@@ -40,7 +43,10 @@ def read_stored_header(client: Any, name: str) -> Header | None:
 
 
 class Notes:
-    """Collection of notes. Each note is a text with a key."""
+    """Collection of notes on an index. Each note is a text with a key.
+
+    Methods that get `reads` read within its snapshot.
+    """
 
     def __init__(self, client: Any, name: str) -> None:
         self._client = client
@@ -63,7 +69,7 @@ class Notes:
         return cls(client, name)
 
     def write_header(self, header: Header) -> None:
-        """Write the header."""
+        """Write the header, which marks the index as complete."""
         self._write([("header", "", "", json.dumps(vars(header)))])
 
     def revision(self, reads: "Reads") -> str:
@@ -76,12 +82,12 @@ class Notes:
         self._write([("revision", "", "", uuid4().hex)])
 
     def columns(self, reads: "Reads") -> frozenset[str]:
-        """Return the names of all table fields."""
+        """Return the names of all fields from tables, including those of images that were removed."""
         rows = reads.query(self._name, filter='kind == "column"', output_fields=["value"], limit=_MAX_COLUMNS)
         return frozenset(row["value"] for row in rows)
 
     def add_columns(self, names: Iterable[str]) -> None:
-        """Add names of table fields."""
+        """Add names of fields from tables. Names that were added earlier have no effect."""
         self._write([("column", name, "", name) for name in names])
 
     def failures(self, reads: "Reads", names: Sequence[str] | None) -> list[Failure]:
@@ -98,23 +104,23 @@ class Notes:
         return sorted(found)
 
     def add_failures(self, failures: Iterable[Failure]) -> None:
-        """Add images that could not be read."""
+        """Write images that could not be read, in place of earlier failures of the same images."""
         self._write(
             [("failure", f.name, f.root, json.dumps([f.stamp, f.message[:_MAX_MESSAGE_LENGTH]])) for f in failures]
         )
 
     def remove_failures(self, names: Iterable[str]) -> None:
-        """Remove the failures with the given names."""
+        """Remove the failures of the images with the given names, if there are any."""
         for chunk in chunks(names, _CHUNK_SIZE):
             keys = ", ".join(quoted(f"failure:{name}") for name in chunk)
             self._client.delete(self._name, filter=f"key in [{keys}]")
 
     def texts(self) -> dict[str, str]:
-        """Return the notes that `write` has written, by key."""
+        """Return the notes that `write` has written, by key: `exclude` and `imported`, if they exist."""
         return {kind: row["value"] for kind in _TEXT_KINDS for row in self._read(kind)}
 
     def write(self, texts: Mapping[str, str]) -> None:
-        """Write notes that concern the entire index."""
+        """Write the notes with the keys `exclude` and `imported`, and ignore other keys."""
         self._write([(kind, "", "", texts[kind]) for kind in _TEXT_KINDS if kind in texts])
 
     def _query_failures(self, reads: "Reads", names: Sequence[str]) -> list[dict[str, Any]]:
@@ -160,13 +166,13 @@ class Reads:
         self._seen.clear()
 
     def query(self, name: str, **options: Any) -> list[dict[str, Any]]:
-        """Call `MilvusClient.query`."""
+        """Call `MilvusClient.query` on the collection `name`, and return the rows."""
         rows = self._client.query(name, consistency_level=self._level(name), **options)
         self._seen.add(name)
         return list(rows)
 
     def search(self, name: str, **options: Any) -> list[list[dict[str, Any]]]:
-        """Call `MilvusClient.search`."""
+        """Call `MilvusClient.search` on the collection `name`, and return the hits of each query."""
         hits = self._client.search(name, consistency_level=self._level(name), **options)
         self._seen.add(name)
         return list(hits)

@@ -36,7 +36,10 @@ come from users' tables.
 
 
 def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
-    """Convert an image to a row. Its id is a hash of its name, so a collection has only one row per name."""
+    """Convert an image to a row. Its id is a hash of its name, so a collection has only one row per name.
+
+    Texts that are longer than their columns are truncated.
+    """
     texts = {name: as_utf8(getattr(entry, name))[:length] for name, length in TEXT_COLUMNS.items()}
     fields = entry.all_fields
     kinds: dict[str, Any] = {name: "text" if isinstance(value, str) else "number" for name, value in fields.items()}
@@ -122,6 +125,9 @@ def to_expression(tree: Filter) -> str:
     """Convert a filter to a Milvus expression.
 
     `json.dumps` quotes all texts, so that a text cannot break out of its quotes.
+
+    Raises:
+        UserError: If the filter tests a field in `MULTI_VALUED_FIELDS` with anything other than `=` and `in`.
     """
     if isinstance(tree, And | Or):
         word = " and " if isinstance(tree, And) else " or "
@@ -135,6 +141,8 @@ def to_expression(tree: Filter) -> str:
             return f"({COLUMNS[tree.field]} in [{', '.join(map(_literal, tree.values))}])"
         return "(" + " or ".join(_comparison(tree.field, "=", value) for value in tree.values) + ")"
     assert isinstance(tree, Like)
+    if tree.field in MULTI_VALUED_FIELDS:
+        raise _unsupported_test(tree.field)
     # Milvus's `like` is not used, because `_` would match any character, and not all versions can escape it.
     column = _column(tree.field)
     test = f"{column} >= {quoted(tree.prefix)} and {column} < {quoted(tree.prefix + _LAST)}"
@@ -162,19 +170,24 @@ def _comparison(field: str, operator: str, value: FieldValue) -> str:
 
 
 def _any_value_equals(field: str, operator: str, value: FieldValue) -> str:
-    """Return an expression that is true if at least one value of a field in `MULTI_VALUED_FIELDS` equals a text.
+    """Return an expression that is true if at least one value of a field in `MULTI_VALUED_FIELDS` equals `value`.
 
-    If a user's table has a column of the same name, its cell is the only value.
+    If a user's table has a column of the same name, its cell is the only value. Operators other than `=` raise a
+    `UserError`.
     """
     if operator != "=":
-        raise UserError(
-            f"where: on Milvus, {field} can only be compared with = and in; use these, or an index in a folder"
-        )
+        raise _unsupported_test(field)
     noted, text = f'kinds["{_PHOTO}"]', _literal(value)
     kept = f'{noted}["photo"]["{field}"]' if FIELDS[field].source == "file" else f'{noted}["{field}"]'
     is_no_column = f'(not json_contains({noted}["columns"], "{field}"))'
     is_one = f"({is_no_column} and json_contains({kept}, {text}))"
     return f'({_same_kind(field, value)} and (fields["{field}"] == {text} or {is_one}))'
+
+
+def _unsupported_test(field: str) -> UserError:
+    return UserError(
+        f"where: on Milvus, '{field}' can only be compared with = and in; use these, or an index in a folder"
+    )
 
 
 def _same_kind(field: str, value: FieldValue) -> str:
@@ -190,7 +203,7 @@ def _literal(value: FieldValue) -> str:
 
 
 def _integer_comparison(field: str, operator: str, value: float) -> str:
-    """Convert a comparison between an integer field and a float to a comparison with an integer."""
+    """Convert a comparison of an integer field with a float to an equivalent comparison with an integer."""
     below, above = math.floor(value), math.ceil(value)
     if operator in ("=", "!=") and below != above:
         return f"({_NEVER if operator == '=' else ALWAYS})"

@@ -55,13 +55,17 @@ def load_demo(path: Path) -> DemoPlan:
     plan = read_plan(path, DemoPlan)
     has_grid = any(arm.grid or arm.finetune_grid for arm in plan.arms)
     if len(plan.arms) != 2 or len(plan.seeds) != 1 or has_grid:
-        raise UserError(f"{path}: a demo must have two arms, one seed and no grid; `grr-coca study run` takes any plan")
+        raise UserError(
+            f"{path}: a demo must have two arms, one seed and no grid; run other plans with `grr-coca study run`"
+        )
     if not plan.finetune:
-        raise UserError(f"{path}: finetune must not be empty; `grr-coca study run` takes any plan")
+        raise UserError(f"{path}: finetune must not be empty; run other plans with `grr-coca study run`")
     if plan.endpoints.split != "test":
         raise UserError(f"{path}: endpoints: split must be 'test', got '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
-        raise UserError(f"{path}: schedules must be numbers of steps of at least 1, in ascending order")
+        raise UserError(
+            f"{path}: schedules must be numbers of steps of at least 1, in ascending order, got {list(plan.schedules)}"
+        )
     if plan.num_hits < 1:
         raise UserError(f"{path}: num_hits must be at least 1, got {plan.num_hits}")
     if not plan.queries:

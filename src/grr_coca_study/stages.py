@@ -1,7 +1,7 @@
 """Recipe of each stage of a study, and the digests that identify runs.
 
-The recipe of a stage combines a recipe file with the plan, the arm, the seed and the point of a grid. Its digest is the
-same on every machine, and depends on everything that affects the result.
+The recipe of a stage combines a recipe file with the plan, the arm, the seed and the point of a grid. The digests of
+recipe and data are the same on every machine. Together, they cover everything but the seed that affects the result.
 """
 
 import dataclasses
@@ -120,7 +120,7 @@ def _check_stage(plan: Plan, arm: Arm, file: Path, is_pretraining: bool) -> None
     """
     recipe = load_recipe(file)
     if (recipe.model is None or recipe.tokenizer is None) and is_pretraining:
-        raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'")
+        raise UserError(f"{file}: pretraining needs the keys 'model' and 'tokenizer'; add them")
     if (recipe.model is not None or recipe.tokenizer is not None) and not is_pretraining:
         raise UserError(f"{file}: a fine-tuning keeps the pretrained model; remove the keys 'model' and 'tokenizer'")
     if arm.recipes is not None and recipe.model is not None and recipe.model.preset != arm.preset_name:
@@ -276,7 +276,10 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
 
 
 def data_digest(recipe: Recipe) -> str:
-    """Return the digest of the files of all splits, which does not depend on the location of their folder."""
+    """Return the digest of the files of all splits, which does not depend on the location of their folder.
+
+    Only the ends of large files are read, and no files in folders with more than `_MAX_HASHED_FILES` files.
+    """
     data = recipe.data
     mixed = {f"mix {number}": path for number, path in enumerate(data.mix)}
     tests = {f"test {name}": path for name, path in data.test.items()}

@@ -92,7 +92,7 @@ class Effect:
 
 
 def effect_of(seeds: Sequence[int], log_ratios: Float[np.ndarray, " S"]) -> Effect:
-    """Return the effect, given one log ratio per seed, for one or more seeds."""
+    """Return the effect, given the log ratio of arm to baseline for each of at least one seed."""
     low, high, p = t_test(log_ratios)
     ends = float(as_percent(low)), float(as_percent(high))
     return Effect(

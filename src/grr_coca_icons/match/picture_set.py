@@ -1,7 +1,7 @@
 """Read the two sides of a match: icon sets and folders, which are rendered and embedded on demand, or an index.
 
-Embeddings are stored in the user's cache, by a hash of the image bytes, so a code base whose icons barely change is
-matched again in a second.
+Embeddings are stored in the user's cache, by a hash of the image bytes, so only new and changed images are embedded
+when a library is matched again.
 """
 
 import os

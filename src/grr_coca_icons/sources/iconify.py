@@ -348,8 +348,7 @@ def _fetch(prefix: str, version: str | None) -> Path:
 
 
 def _prefix_hint(prefix: str) -> str:
-    """Return a hint for an unknown prefix: the most similar one, or else where to find a list. Empty for a known
-    prefix."""
+    """Return a hint for a prefix: the most similar known one, or else where to find all. Empty for a known prefix."""
     known = known_prefixes()
     if prefix in known:
         return ""

@@ -317,7 +317,7 @@ class IconTools:
 
     def _file(self, file: str) -> bytes:
         if not self.reads_files:
-            raise UserError("server files cannot be read; pass the image as data")
+            raise UserError("files of the server cannot be read; pass the image as data")
         path = Path(file).resolve()
         roots = [Path(root).resolve() for name in self._indexes for root in self._index(name).store.roots()]
         if not any(path == root or path.is_relative_to(root) for root in roots if root.exists()):

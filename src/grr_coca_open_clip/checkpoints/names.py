@@ -151,9 +151,7 @@ def _transposed(theirs: str, ours: str) -> Link:
 
 
 def _fused_projection(theirs: str, ours: str, kind: str) -> Link:
-    """Return the link of an attention projection that open_clip stores as one tensor (qkv) and we store as two (q,
-    kv).
-    """
+    """Return the link of an attention projection that open_clip stores as one tensor and we store as two, q and kv."""
 
     def split(tensor: Tensor) -> tuple[Tensor, ...]:
         return tensor.tensor_split([len(tensor) // 3])
@@ -165,9 +163,7 @@ def _fused_projection(theirs: str, ours: str, kind: str) -> Link:
 
 
 def _separate_projections(theirs: str, ours: str) -> Link:
-    """Return the link of an attention projection that open_clip stores as three tensors (q, k, v) and we store as two
-    (q, kv).
-    """
+    """Return the link of an attention projection that open_clip stores as q, k and v, and we store as q and kv."""
 
     def join(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return q, torch.cat([k, v])

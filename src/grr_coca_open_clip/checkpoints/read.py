@@ -98,7 +98,7 @@ def _require_same_tensors(
         if tuple(tensor.shape) != expected[name]:
             raise UserError(
                 f"{path}: tensor '{name}' has the shape {tuple(tensor.shape)}, but the other tensors imply "
-                f"{expected[name]}"
+                f"{expected[name]}; pass the weights of an open_clip CoCa"
             )
 
 

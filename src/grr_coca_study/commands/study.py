@@ -44,7 +44,7 @@ class RunStudy:
 
 @dataclass(frozen=True)
 class Status:
-    """Count the finished runs of a study, and list the missing ones.
+    """Count the finished runs of a study by arm and stage, and print the best settings and the runs that do not count.
 
     Args:
         folder: folder of the study, which contains plan.yaml and rows.
@@ -147,7 +147,14 @@ def _require_folder(folder: Path, flag: str) -> None:
 
 
 def print_status(folder: Path) -> int:
-    """Print the number of rows for each arm and stage, the chosen settings, and the missing runs."""
+    """Print the number of finished seeds for each arm and stage, the best settings, and the runs that do not count.
+
+    Returns:
+        The exit code, 0.
+
+    Raises:
+        UserError: If the folder is not a study, or a file in it is invalid.
+    """
     if find_spec("yaml") is None:  # the other packages of the extra are not needed
         require_extra("train", "a study's status")
     from grr_coca_study.ledger import read_ledger

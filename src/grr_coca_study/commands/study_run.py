@@ -1,4 +1,4 @@
-"""Run a study with a progress bar."""
+"""Run a study with progress bars, for the commands `study run` and `demo`."""
 
 import sys
 from collections import Counter

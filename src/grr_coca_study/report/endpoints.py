@@ -153,9 +153,9 @@ def _resampled_log_ratios(metric: str, columns: np.ndarray, seed: int) -> np.nda
 
 
 def _interval_of_mean(logs: np.ndarray, drawn: np.ndarray) -> Interval | None:
-    """Return the interval of the mean over seeds of log ratios (R × S). Each seed counts as often as it was sampled.
+    """Return the 95 % interval, in per cent, of the mean over seeds of log ratios (R × S).
 
-    Return None if a resample has no defined log ratio.
+    Each seed counts as often as it was sampled. Return None if a resample has no defined log ratio.
     """
     weights = np.where(np.isfinite(logs), drawn, 0)
     if not weights.any(axis=1).all():

@@ -38,7 +38,7 @@ FIGURES = "figures"
 
 
 def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
-    """Write the report of a study, based only on its plan and ledger.
+    """Write the report of a study, which is based only on the files in the study's folder.
 
     Args:
         folder: Folder of the study.
@@ -46,7 +46,7 @@ def write_study_report(folder: Path, out: Path, over: str | None = None) -> str:
         over: Arm with which the others are compared. None means the plan's baseline.
 
     Returns:
-        The answer and the table of endpoints, for a terminal.
+        The answer, the table of endpoints, the missing stages and the notes, as text for a terminal.
 
     Raises:
         UserError: If the folder is not a study, its plan or ledger is invalid, or the plan has no arm `over`.

@@ -178,7 +178,7 @@ class RemainingWork:
                 raise UserError(f"{names}, {stage}: runs diverged at every point of the grid; use lower learning rates")
 
     def _needed_choices(self) -> Iterator[tuple[Arm, str]]:
-        """Yield the arms and stages with grids whose best points are needed by later runs."""
+        """Yield the arms and stages with more than one candidate point, from which later runs need the best one."""
         for arm, stage in product(self._arms, self._stages):
             if len(points_of(self._plan, arm, stage)) > 1:
                 yield arm, stage

@@ -224,7 +224,7 @@ def test_images_are_read_only_from_files_of_an_index(indexes, tmp_path, monkeypa
             tools.search_by_picture(file=str(tmp_path / "moons" / "gone.svg"))
         with pytest.raises(UserError, match="'moons' is the only index, so its icons have no equivalents"):
             tools.match_icons(["moons:moon"], pictures=True)
-        with pytest.raises(UserError, match="server files cannot be read; pass the image as data"):
+        with pytest.raises(UserError, match="files of the server cannot be read; pass the image as data"):
             IconTools({"moons": index}, reads_files=False).search_by_picture(file=str(tmp_path / "moons" / "moon.svg"))
         monkeypatch.setattr("grr_coca_icons.tools.icon_tools._MAX_PICTURE", 50)
         with pytest.raises(UserError, match=rf"the image is too large: {len(svg)} bytes \(limit 50\)"):

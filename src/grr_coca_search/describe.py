@@ -80,7 +80,6 @@ def decode_found(found: Sequence[FoundImage], preprocess: "Preprocess") -> Itera
 
     Images with equal bytes are decoded once.
 
-
     The stamp of a separate file is read again, because the file may have changed since it was found. A member of a
     shard keeps the stamp from the time when the shard was opened: if another file has replaced the shard since then,
     the member's offset may have become invalid.

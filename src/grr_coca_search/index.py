@@ -43,8 +43,13 @@ _MAX_HITS = 10_000
 class Index:
     """Library of images with captions and embeddings, which can be searched by words and by images.
 
-    Any number of processes can read an index at the same time, but only one can write to it. The first change acquires
-    the writer lock, which is held until the index is closed. Use an index as a context manager, or call `close`.
+    `open` opens or creates an index. Use it as a context manager, or call `close`. Any number of processes can read an
+    index at the same time, but only one can write to an index in a folder: the first change acquires the writer lock,
+    which is held until the index is closed. On a Milvus server, several processes can write.
+
+    Attributes:
+        store: Stored images, captions and embeddings.
+        model: Model of the index, which is loaded when it is first used.
     """
 
     def __init__(self, store: Store, model: "IndexModel") -> None:
@@ -64,7 +69,7 @@ class Index:
         """Open an index.
 
         Args:
-            location: Index folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE`.
+            location: Index folder, `http://HOST:PORT/NAME` of a Milvus server, or `milvus:FILE` for Milvus Lite.
             model: Checkpoint folder, name of a bundled model, or `OWNER/NAME` on the hub. By default, the model that
                 created the index, or the default model for a new index.
             create: Whether to create the index if it does not exist.
@@ -72,8 +77,8 @@ class Index:
             engine: Engine that runs the model; see `grr_coca.load`.
 
         Raises:
-            UserError: If the index is not found, if another model or a newer version created the index, or if
-                `batch_size` is below 1.
+            UserError: If the index is not found, corrupt or unreachable, if another model or a newer version created
+                the index, if the model is not found, or if `batch_size` is below 1.
         """
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}")
@@ -114,8 +119,9 @@ class Index:
     ) -> UpdateResult:
         """Add images, and update images that were added earlier.
 
-        Images in the index whose size and modification time are unchanged are not read again. If a folder, shard, table
-        or pattern was added earlier, those of its images that no longer exist are removed from the index.
+        Images in the index whose size, modification time, XMP file and table row are unchanged are not read again. If a
+        folder, shard, table or pattern was added earlier, those of its images that no longer exist are removed from the
+        index.
 
         Args:
             images: Files, folders, patterns, tar shards, or tables of pairs; see `grr-coca index`.
@@ -126,7 +132,7 @@ class Index:
 
         Raises:
             UserError: If an argument does not exist or has no image, a pattern is invalid, another process is writing,
-                or the disk is full.
+                the model cannot be loaded, or the disk is full.
         """
         named = [str(image) for image in ([images] if isinstance(images, str | Path) else images)]
         patterns = [exclude] if isinstance(exclude, str) else exclude
@@ -137,18 +143,22 @@ class Index:
         return update_store(self.store, named, make_describer, self.model.batch_size, on_progress, patterns)
 
     def refresh(self, on_progress: OnProgress = lambda *_: None, on: Machines = "this") -> UpdateResult:
-        """Call `add` for all arguments that were added earlier."""
+        """Update the index from all arguments that were added earlier; see `add`.
+
+        Raises:
+            UserError: If one of these arguments no longer exists, or for the other reasons of `add`.
+        """
         return self.add(self.store.roots(), on_progress, on)
 
     def delete(self, names: str | Path | Iterable[str | Path] = (), *, where: str | None = None) -> int:
         """Remove images from the index, and return their number. Their files are not removed.
 
         Args:
-            names: Paths, or names as in `Hit.path`.
+            names: Paths, or names as in `Hit.path`. Names that are not in the index have no effect.
             where: Filter. All images that match it are also removed.
 
         Raises:
-            UserError: If the filter is invalid, or another process is writing.
+            UserError: If a name is empty, the filter is invalid, or another process is writing.
         """
         given = [names] if isinstance(names, str | Path) else list(names)
         requested = {*map(str, given), *absolute_arguments(list(map(str, given)))}
@@ -161,7 +171,7 @@ class Index:
         return before - len(self)
 
     def forget(self, arguments: str | Path | Iterable[str | Path]) -> int:
-        """Remove all images that were added through the given arguments or are inside them, and return their number.
+        """Remove all images that were added through the given arguments or are inside these, and return their number.
 
         The arguments need not exist any longer. Images whose files still exist are added again when a folder that
         contains them is added.
@@ -170,7 +180,8 @@ class Index:
             arguments: Folders, files, shards, tables or patterns.
 
         Raises:
-            UserError: If the index has no images of an argument, or another process is writing.
+            UserError: If the index has no images of an argument (in which case no image is removed), or another process
+                is writing.
         """
         given = [arguments] if isinstance(arguments, str | Path) else arguments
         return forget_arguments(self.store, list(map(str, given)))
@@ -195,18 +206,18 @@ class Index:
             n: Maximum number of hits.
             image: One or more images that hits should resemble.
             without: Descriptions that hits should not match.
-            weights: Weight of each text.
+            weights: Weight of each text, above 0. By default, each text has weight 1.
             where: Filter such as `folder = 'logos' and width > 64`; see `grr_coca_search.filters`.
-            hybrid: Whether a query that has only texts also searches the full-text index. In that case, images whose
-                names match the texts are ranked first, and the order of all other hits also reflects how well their
-                words match. An index on Milvus does not have a full-text index.
+            hybrid: Whether a query that has only texts, without weights, also searches the full-text index. In that
+                case, images whose names match the texts are ranked first, and the order of all other hits also reflects
+                how well their words match. An index on Milvus does not have a full-text index.
             fold: Whether to merge near-duplicates into one hit.
             min_relevance: Minimum relevance of hits, from 0 to 1. If it is above 0 and relevances are not valid
                 (`can_tell` of the result is False), the result has no hits.
 
         Raises:
-            UserError: If the query is empty, a number is out of range, the filter is invalid, or an image cannot be
-                read.
+            UserError: If the query is empty or excludes everything that it searches for, a number is out of range, the
+                filter is invalid, or an image cannot be read.
         """
         if not 0 <= min_relevance <= 1:
             raise UserError(f"min_relevance must be from 0 to 1, got {min_relevance:g}")
@@ -231,7 +242,8 @@ class Index:
             One `PictureMatch` per image; see `grr_coca_icons.match.candidates`.
 
         Raises:
-            UserError: If the other index has another model, or the other library has no images.
+            UserError: If the other index has another model, the other library has no images, or the package
+                `grr_coca_icons` is not installed.
         """
         match_index = plugins.find("grr_coca.functions", "match_index")
         if match_index is None:
@@ -275,8 +287,13 @@ def _as_tuple(one_or_many: object) -> tuple:
 class IndexModel:
     """Model of an index, which is found by its name and loaded when it is first used.
 
+    Args:
+        name: Checkpoint folder, name of a model, or `OWNER/NAME` on the hub; see `locate_checkpoint`.
+        batch_size: Number of images in one forward pass.
+        engine: See `grr_coca.load`.
+
     Raises:
-        UserError: If the model is unknown.
+        UserError: If the model is not found.
     """
 
     def __init__(self, name: str, batch_size: int = 32, engine: str = "auto") -> None:
@@ -297,7 +314,11 @@ class IndexModel:
 
     @cached_property
     def loaded(self) -> "ImageTextModel":
-        """Loaded model."""
+        """Model, which is loaded at the first access. A warning is logged if it is unsuitable for an index.
+
+        Raises:
+            UserError: If the model cannot be loaded.
+        """
         from grr_coca.infer.load import load  # lazy import of an engine
 
         model = load(self.folder, engine=self.engine)
@@ -306,12 +327,12 @@ class IndexModel:
 
     @property
     def header(self) -> Header:
-        """Header for an index of this model."""
+        """Header for an index of this model. The model is loaded for this."""
         return Header(self.name, self.fingerprint, self.loaded.engine.embed_dim)
 
     @cached_property
     def curve(self) -> RelevanceCurve | None:
-        """Relevance curve of the model. None if the model does not have a curve.
+        """Relevance curve of the model; see `curve_of`. None if no curve was fitted to similar models.
 
         Raises:
             UserError: If the file with the curve's parameters is corrupt.
@@ -319,14 +340,14 @@ class IndexModel:
         return curve_of(self.folder, self.loaded.config)
 
     def read(self, found: Iterator[FoundImage], batch_size: int) -> Iterator[list[DecodedImage | Failure]]:
-        """Read and decode images in the background."""
+        """Read and decode images in the background, in subprocesses, and yield them in batches and in order."""
         helpers.start(FACTS)  # they start while the model is being loaded
         self.loaded.open_ahead()
         preprocess = self.loaded.preprocess
         return map_in_background(found, partial(decode_found, preprocess=preprocess), batch_size)
 
     def describe(self, batches: Iterable[Sequence[DecodedImage]], take: Take) -> None:
-        """Caption and embed images, with one forward pass per batch."""
+        """Caption, embed and tag images, one batch at a time, and pass each batch with its descriptions to `take`."""
         model = self.loaded
 
         def work(batch: Sequence[DecodedImage]) -> tuple[Sequence[DecodedImage], list[ImageDescription]]:
@@ -348,7 +369,7 @@ class IndexModel:
         return self.thesaurus.related(text)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the embeddings of texts, M E.
+        """Return the unit-length embeddings of texts, M E.
 
         Raises:
             UserError: If a text is empty.
@@ -356,7 +377,7 @@ class IndexModel:
         return self.loaded.embed_texts(list(texts))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Return the embeddings of captions, M E. An empty caption yields zeros."""
+        """Return the unit-length embeddings of captions, M E. An empty caption yields zeros."""
         vectors = np.zeros((len(captions), self.loaded.engine.embed_dim), np.float32)
         places = [place for place, caption in enumerate(captions) if caption.strip()]
         if places:
@@ -368,9 +389,10 @@ class IndexModel:
 
         Successive queries usually have the same sample.
         """
-        if captions != self._sampled[0]:
-            self._sampled = (captions, self.embed_captions(captions))
-        return self._sampled[1]
+        sampled = self._sampled  # another thread may replace the attribute
+        if captions != sampled[0]:
+            self._sampled = sampled = (captions, self.embed_captions(captions))
+        return sampled[1]
 
     def describe_images(self, images: Sequence[Image.Image | Path | str]) -> list[tuple[str, np.ndarray]]:
         """Return the caption of each image, and the vector with which to search for similar images.

@@ -1,4 +1,4 @@
-"""Read metadata from an image file or from the content of an XMP file: date, location, title and keywords.
+"""Read metadata from an image file or from the content of an XMP file: time, camera, location, title and keywords.
 
 Files are never written. Values that are corrupt or out of range are ignored, because they do not affect the image.
 """
@@ -71,9 +71,10 @@ def _tags(image: Image.Image, ifd: ExifTags.IFD | None) -> dict[int, Any]:
 
 
 def _exif_time(value: object) -> str | None:
-    """Parse an EXIF time such as `2026:03:01 12:00:00`.
+    """Convert an EXIF time such as `2026:03:01 12:00:00` to ISO 8601.
 
-    The result is None if the value consists of zeros or spaces, which cameras without a clock write.
+    The result is None if the value is invalid, for example if it consists of zeros or spaces, which cameras without a
+    clock write.
     """
     try:
         return datetime.strptime(str(value).strip("\0 ")[:19], "%Y:%m:%d %H:%M:%S").isoformat()
@@ -82,7 +83,7 @@ def _exif_time(value: object) -> str | None:
 
 
 def _camera(make: object, model: object) -> str | None:
-    """Return the maker and model of a camera, such as `FUJIFILM X100V`.
+    """Return the maker and model of a camera, such as `FUJIFILM X100V`, or None if both are unknown.
 
     If the name of the model already starts with the maker, as many do, the maker is not repeated.
     """
@@ -93,8 +94,16 @@ def _camera(make: object, model: object) -> str | None:
 
 
 def _degrees(parts: object, reference: object, limit: float) -> float | None:
-    """Convert three rational numbers (degrees, minutes and seconds) to degrees, or return None if they are out of
-    range."""
+    """Convert up to three numbers (degrees, minutes and seconds) to degrees, which are negative for `S` and `W`.
+
+    Args:
+        parts: A number, or a list of numbers.
+        reference: Direction: `N`, `S`, `E` or `W`.
+        limit: Maximum of the result.
+
+    Returns:
+        The degrees, or None if a value is invalid or out of range.
+    """
     try:
         numbers = [float(part) for part in (parts if isinstance(parts, tuple | list) else (parts,))]  # type: ignore[arg-type]
         sign = {"N": 1, "E": 1, "S": -1, "W": -1}[str(reference).strip("\0 ").upper()[:1]]
@@ -116,7 +125,7 @@ def _coordinates(lat: float | None, lon: float | None) -> dict[str, float]:
 
 
 def read_xmp(content: bytes) -> ImageMetadata:
-    """Return the metadata in the content of an XMP file."""
+    """Return the metadata in the content of an XMP file. If the content is invalid, all values are None or empty."""
     carrier = Image.new("1", (1, 1))
     carrier.info["xmp"] = content.removeprefix(b"\xef\xbb\xbf")
     return _xmp(carrier)
@@ -160,7 +169,7 @@ _XMP_TIME = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?|$)")
 def _xmp_time(value: object) -> str | None:
     """Parse an XMP time such as `2026-03-01T12:00:00+01:00`, or a date without a time.
 
-    Fractions of seconds and the time zone are ignored.
+    The result has the same form, without fractions of seconds and the time zone. It is None if the value is invalid.
     """
     match = _XMP_TIME.match(value) if isinstance(value, str) else None
     if match is None:
@@ -175,7 +184,7 @@ def _xmp_time(value: object) -> str | None:
 
 
 def _xmp_degrees(value: object, limit: float) -> float | None:
-    """Convert XMP notation, such as `48,12.5N` or `48,12,30N`, to degrees."""
+    """Convert XMP notation, such as `48,12.5N` or `48,12,30N`, to degrees. Return None if the value is invalid."""
     if not isinstance(value, str) or not value:
         return None
     return _degrees(value[:-1].split(","), value[-1], limit)
@@ -233,7 +242,10 @@ def _decode_iptc(value: bytes | None, characters: object) -> str:
 
 
 def one_line(value: object) -> str | None:
-    """Return a text as a single line without null characters and surplus spaces, or None if it is empty."""
+    """Return a text as a single line of at most `_MAX_TEXT` characters, without null characters and surplus spaces.
+
+    Return None if the text is empty, or if the value is not a text.
+    """
     if not isinstance(value, str):
         return None
     return " ".join(value.replace("\0", " ").split())[:_MAX_TEXT].strip() or None

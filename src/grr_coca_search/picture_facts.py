@@ -21,7 +21,14 @@ with suppress(ImportError):  # without this package, Pillow does not read XMP
 def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, renderer: str | None = None) -> Answer:
     """Return the size, hashes and metadata of an image, and the pixels of the model's input square, S S 3, as bytes.
 
-    If `preprocess` is None, the bytes are empty.
+    Args:
+        data: Bytes of the image file.
+        name: Name of the file in messages.
+        preprocess: Preprocessing of the model. If this is None, the returned pixels are empty.
+        renderer: Module that renders a drawing; see `decode_in_process`.
+
+    Raises:
+        BadSample: If the image cannot be decoded.
     """
     if preprocess is None:
         image = decode_in_process(data, name, renderer=renderer)
@@ -54,7 +61,8 @@ so that flat areas have the same bits in all copies."""
 def perceptual_hash(image: Image.Image) -> int:
     """Return the perceptual hash of an RGB image: 64 bits, as a signed number. Similar images have similar hashes.
 
-    The image is reduced to 8 rows of 9 gray cells. A bit is set if a cell is darker than its right neighbor. Scaling
+    The image is reduced to 8 rows of 9 gray cells. A bit is set if a cell is clearly darker than its right neighbor (by
+    more than `_STEP`). Scaling
     and recompressing an image changes few bits: at most 2 in 300 copies of thin icons, whereas up to 26 bits of
     frequency-based hashes changed.
     """

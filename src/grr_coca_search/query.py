@@ -39,8 +39,12 @@ if TYPE_CHECKING:
 class Query:
     """Texts and images to search for, and texts to exclude.
 
-    `weights` has one weight per text. If it is empty, each text has weight 1. Each image has weight 1. `like` and
-    `unlike` identify images of the index to search for and to exclude, by their `Entry.name_hash`.
+    Attributes:
+        texts: Texts to search for.
+        images: Images to search for: paths, Pillow images, or pixel arrays if the model accepts these.
+        without: Texts to exclude.
+        weights: One weight per text. If this is empty, each text has weight 1. Each image has weight 1.
+        like, unlike: Images of the index to search for, and to exclude, by their `Entry.name_hash`.
 
     Raises:
         UserError: If the query is empty, a text is empty, the number of weights differs from the number of texts, or a
@@ -124,10 +128,12 @@ class Hit:
     Attributes:
         path: Name of the image in the index.
         score: Cosine similarity between the image's embedding and the query.
-        relevance: Probability that the image matches the query.
-        has_words: Whether the image's name, title, keywords or caption contain the words of the query.
+        relevance: Probability that the image matches the query. It is valid only if `SearchResult.can_tell` is True.
+        caption: Caption of the image.
         copies: Names of the image's near-duplicates.
         is_there: Whether the image's file still exists.
+        entry: The image in the index.
+        has_words: Whether the image's name, title and keywords, or its caption, contain all words of the query.
     """
 
     path: str
@@ -161,10 +167,11 @@ class SearchResult(Sequence[Hit]):
     """Hits of a query, best first.
 
     Attributes:
+        hits: The hits, at most as many as were requested.
         vector: Embedding of the query.
         searched: Number of images in the index.
-        can_tell: Whether relevances are valid. They are if the images differ enough, and if the relevance curve was
-            fitted to this model or similar models (`is_fitted`).
+        can_tell: Whether relevances are valid, which requires `is_fitted` and images that differ enough.
+        is_fitted: Whether the relevance curve was fitted to this model or similar models.
         nothing_below: Threshold of the verdict `nothing`; see `RelevanceCurve`.
         unknown: Texts of the query in which an adapted model does not know any word.
     """
@@ -183,7 +190,7 @@ class SearchResult(Sequence[Hit]):
         if self.can_tell:
             return ""
         if not self.is_fitted:
-            return "how likely a hit is was never measured for a model like this one"
+            return "relevance was not measured for models like this one"
         return "too few different images to estimate relevance"
 
     def at_least(self, min_relevance: float) -> "SearchResult":
@@ -223,17 +230,17 @@ class SearchResult(Sequence[Hit]):
 
     @property
     def opening(self) -> str:
-        """Beginning of the heading of the hits, which continues with the number of searched images.
+        """Beginning of the heading of the hits, to which the caller adds "of N images".
 
-        It starts with a lower-case letter. It is empty if no remark is necessary.
+        It starts with a lower-case letter. It is empty if the first hits are likely.
         """
         if self.unknown:
-            return f"the model was adapted to captions without the words of '{self.unknown[0]}'; the nearest"
+            return f"the model was adapted to captions without the words of '{self.unknown[0]}'; the closest"
         if not self.can_tell:
-            return f"{self.why_no_relevance}; the nearest"
+            return f"{self.why_no_relevance}; the closest"
         if self.verdict == "unsure":
-            return "not sure; the closest"
-        return "nothing here looks like that; the nearest" if self.verdict == "nothing" else ""
+            return "uncertain matches; the closest"
+        return "no good match; the closest" if self.verdict == "nothing" else ""
 
     def format_relevance(self, hit: Hit) -> str:
         """Format the relevance of a hit as a percentage, or as `?` if relevances are not valid."""
@@ -296,7 +303,7 @@ class Ranking:
     Attributes:
         groups: For each ranked image, a list of the image and its near-duplicates.
         scores: Cosine similarities between the ranked images and the query.
-        best: Embedding of the first image.
+        best: Embedding of the first image, or of the query if no image was ranked.
         vector: Embedding of the query.
         asked: Embeddings of the texts of the query or, if it has no texts, of the captions of its images.
         words: Words of the query; see `Query.query_terms`.
@@ -318,18 +325,18 @@ class Ranking:
 
 
 def search_store(query: Query, store: Store, model: QueryModel, options: SearchOptions) -> SearchResult:
-    """Search a store.
+    """Search a store, and return at most `options.n` hits with their relevances.
 
     Raises:
-        UserError: If the filter is invalid, an image of the query cannot be read or is not in the index, or the store
-            cannot be read.
+        UserError: If the filter is invalid, an image of the query cannot be read or is not in the index, the query
+            excludes everything that it searches for, or the store cannot be read.
     """
     found = hits_of(rank_images(query, store, model, options), model)
     return found.at_least(options.min_relevance) if options.min_relevance > 0 else found
 
 
 def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOptions) -> Ranking:
-    """Rank the images of a store.
+    """Rank the images of a store, and keep at most `options.n` groups of near-duplicates.
 
     Raises:
         UserError: For the same reasons as `search_store`.
@@ -467,7 +474,10 @@ class _Search:
     sample: np.ndarray
 
     def groups(self) -> tuple[list[list[Entry]], np.ndarray]:
-        """Return the hits, each followed by its near-duplicates, and the embeddings of the hits."""
+        """Return at most `n` groups, best first, and the embeddings of their first images.
+
+        A group is an image and its near-duplicates. Without `fold`, each group has one image.
+        """
         n = self.options.n
         count = n + max(_MIN_SPARE, n // 4) if self.options.fold else n
         while True:
@@ -564,8 +574,8 @@ def _move_existing_first(group: list[int], entries: Sequence[Entry], there: Mapp
 def _name_match_rank(query: Query, entry: Entry) -> int:
     """Return how well the name of an image matches the query. Images with higher values are ranked first.
 
-    The value is 3 if the query consists of the image's set and name, 2 if it is only the image's name, 1 if the name,
-    title and keywords together contain all words of the query, and otherwise 0.
+    The value is 3 if the query consists of the image's set and name, 2 if only the name matches, 1 if the name, title
+    and keywords together contain all words of the query, and otherwise 0. A query of several texts gets at most 1.
     """
     name = NameQuery.of(query.texts[0])
     if len(query.texts) == 1 and name.matches_name(entry.title):

@@ -59,6 +59,9 @@ class RelevanceCurve:
             matches the query. The value is chosen so that few queries with a correct hit get this verdict.
         captioned: Fraction of correct hits among hits whose caption contains the words of the query. It is the minimum
             relevance of such hits.
+
+    Raises:
+        UserError: If a parameter is not a finite number.
     """
 
     per_deviation: float

@@ -35,7 +35,7 @@ def fit_relevance(
             library.
 
     Returns:
-        The parameters, or None if there are too few correct or incorrect hits.
+        The parameters, or None if there are fewer than `_HITS` correct or incorrect hits.
     """
     rows, rights, firsts = [], [], []
     random = np.random.default_rng(0)

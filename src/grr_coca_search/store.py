@@ -1,7 +1,8 @@
 """Interface of stores. A store contains an index, either in a folder or on a server.
 
-A store implements the following operations: `__len__`, `get`, `scan`, `nearest`, `word_matches`, `commit`, `revision`,
-`begin` (for `snapshot`), `claim`, `compact`, `failures` and `notes`. A store on a server needs neither `claim` nor
+A store implements the class methods `open`, `create` and `remove`, the method `close`, and the following operations:
+`__len__`, `get`, `scan`, `nearest`, `word_matches`, `commit`, `revision`, `begin` (for `snapshot`), `claim`, `compact`,
+`failures` and `notes`. A store on a server needs neither `claim` nor
 `compact`, and may do without a full-text index (`word_matches`). All other methods are implemented through these
 operations. They may read more data than necessary, so a store overrides those that it can make faster.
 
@@ -38,6 +39,7 @@ class ImageState(NamedTuple):
     """State of an image when it was indexed, by which changes are detected.
 
     Attributes:
+        stamp: Size and modification time.
         digest: Digest of the image's bytes. Empty if the image could not be read.
         fields: Values of the image's columns, if it was found through a table.
         sidecars: See `Photo.sidecars`. None if the metadata has not been read yet.
@@ -75,7 +77,7 @@ signed number."""
 
 
 class LibrarySample(NamedTuple):
-    """Random sample of the images: at most `SAMPLE` embeddings (float32) and `SAMPLE_CAPTIONS` captions."""
+    """Random sample of the images: at most `SAMPLE` embeddings (float32, N E) and `SAMPLE_CAPTIONS` captions."""
 
     vectors: np.ndarray
     captions: tuple[str, ...]
@@ -85,9 +87,9 @@ class FieldSummary(NamedTuple):
     """Values of a field over all images.
 
     Attributes:
-        kind: `text` if any value is a text.
-        values: The most frequent values, each with its number of images.
-        all_differ: Whether all images have different values.
+        kind: `text` if any value is a text, and otherwise `number`.
+        values: The most frequent values, each with its number of images, in order of decreasing frequency.
+        all_differ: Whether all images that have the field have different values.
         low, high: Smallest and largest value. None if no image has the field.
     """
 
@@ -155,7 +157,10 @@ class StampUpdate(NamedTuple):
 
 
 class PhotoUpdate(NamedTuple):
-    """New metadata of an image in the index, and its new hash and small copy for finding near-duplicates."""
+    """New metadata of an image in the index, and its new hash and small copy for finding near-duplicates.
+
+    If `phash` is None or `pixel_signature` is empty, the value in the index is kept.
+    """
 
     name: str
     photo: Photo
@@ -171,9 +176,9 @@ class Changes:
         added: Images with their embeddings. They replace images with the same names.
         touched: New stamps of images with unchanged bytes.
         noted: New metadata of images, which replaces the known metadata.
-        removed: Names of images or failures.
-        failed: Images that could not be read.
-        notes: Notes; see `Store.notes`.
+        removed: Names of images or failures to remove. Unknown names have no effect.
+        failed: Images that could not be read. If the index has an image or failure of the same name, it is replaced.
+        notes: Notes, which replace those with the same keys; see `Store.notes`.
     """
 
     added: list[tuple[Entry, np.ndarray]] = field(default_factory=list)
@@ -219,7 +224,10 @@ class Store(ABC):
     @classmethod
     @abstractmethod
     def create(cls, location: str, header: Header) -> Self:
-        """Create an index without images.
+        """Create an index without images, and open it.
+
+        The caller must have checked, with `open`, that the location has no index. If another process has created an
+        index in the same folder since then, that index is opened, whose header may differ.
 
         Raises:
             UserError: If the index cannot be created there.
@@ -305,11 +313,11 @@ class Store(ABC):
 
     @abstractmethod
     def get(self, ids: Sequence[int], *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return the images with the given ids, in any order."""
+        """Return the images with the given ids, in any order. Ids that are not in the index are skipped."""
 
     @abstractmethod
     def scan(self, where: Filter | None = None, *, vectors: bool = False) -> Iterator[StoredImage]:
-        """Return all images that match a filter, in the order of their ids."""
+        """Return all images that match a filter, or all images if it is None, in the order of their ids."""
 
     @abstractmethod
     def nearest(self, vector: np.ndarray, count: int, where: Filter | None = None) -> list[Match]:
@@ -338,7 +346,11 @@ class Store(ABC):
 
     @abstractmethod
     def notes(self) -> Mapping[str, str]:
-        """Return the notes on the index by key. The keys `exclude` and `imported` may be missing."""
+        """Return the notes on the index by key.
+
+        `exclude` is a JSON list of the patterns of excluded files, and `imported` exists if the index was imported from
+        a Parquet file. Both may be missing, and a store may have notes with other keys.
+        """
 
     def claim(self) -> None:  # noqa: B027 (a server coordinates writers itself)
         """Acquire the writer lock until the store is closed.
@@ -351,7 +363,8 @@ class Store(ABC):
     def commit(self, changes: Changes) -> None:
         """Write changes. When this returns, all changes are on disk.
 
-        If this raises an error, no change has been written; on a server, some of the changes may have been written.
+        If this raises an error, a store in a folder has not written any change. A store on a server may have written
+        some of the changes.
 
         Raises:
             UserError: If another process is writing, the disk is full, or the server does not answer. Earlier commits
@@ -369,13 +382,21 @@ class Store(ABC):
     # --- Methods that are implemented through these operations
 
     def entries(self, ids: Sequence[int]) -> list[Entry]:
-        """Return the entries of the images with the given ids, in the same order."""
+        """Return the entries of the images with the given ids, in the same order.
+
+        Raises:
+            UserError: If an image no longer exists.
+        """
         found = {row.id: row.entry for row in self.get(ids)}
         self._require_all(ids, found)
         return [found[identity] for identity in ids]
 
     def vectors(self, ids: Sequence[int]) -> np.ndarray:
-        """Return the embeddings of the images with the given ids, in the same order, as float32, N E."""
+        """Return the embeddings of the images with the given ids, in the same order, as float32, N E.
+
+        Raises:
+            UserError: If an image no longer exists.
+        """
         found = {row.id: row.vector for row in self.get(ids, vectors=True)}
         self._require_all(ids, found)
         return np.array([found[identity] for identity in ids], np.float32).reshape(len(ids), self.header.embed_dim)
@@ -402,7 +423,7 @@ class Store(ABC):
         return frozenset(name for row in self.scan() for name in row.entry.fields)
 
     def matching(self, where: Filter) -> Iterator[Entry]:
-        """Return all images that match a filter."""
+        """Return the entries of all images that match a filter, in the order of their ids."""
         return (row.entry for row in self.scan(where))
 
     def everything(self) -> Iterator[tuple[Entry, np.ndarray]]:
@@ -437,7 +458,7 @@ class Store(ABC):
     def known(self, names: Sequence[str]) -> dict[str, ImageState]:
         """Return the known state of the given images, by name.
 
-        Unreadable images are included; unknown names are omitted.
+        Images that could not be read are included if their stamp is known. Unknown names are omitted.
         """
         with self.snapshot():
             found = {one.name: ImageState(one.stamp, "") for one in self.failures(names) if one.stamp is not None}
@@ -445,7 +466,7 @@ class Store(ABC):
             return found | {row.entry.name: ImageState.of(row.entry) for row in self.get(list(ids.values()))}
 
     def find_by_digest(self, digests: Sequence[str]) -> dict[str, ImageDescription]:
-        """Return the descriptions of images with the given digests, by digest."""
+        """Return the descriptions of images with the given digests, by digest. Unknown digests are omitted."""
         found: dict[str, ImageDescription] = {}
         for chunk in chunks(digests, _DIGESTS_PER_READ):
             for row in self.scan(OneOf("digest", tuple(chunk)), vectors=True):
@@ -455,7 +476,7 @@ class Store(ABC):
         return found
 
     def roots(self) -> list[str]:
-        """Return the arguments (files, folders, patterns) through which images or failures were found."""
+        """Return the arguments (files, folders, patterns) through which images or failures were found, sorted."""
         with self.snapshot():
             return sorted({row.entry.root for row in self.scan()} | {failure.root for failure in self.failures()})
 
@@ -466,7 +487,7 @@ class Store(ABC):
         yield from (ImageLocation.of_name(one.name) for one in self.failures() if one.root == root)
 
     def excluded(self) -> tuple[str, ...]:
-        """Return the patterns of files that updates exclude."""
+        """Return the patterns of files that updates exclude, as in .gitignore."""
         return tuple(json.loads(self.notes().get("exclude", "[]")))
 
     def exclude(self, patterns: Sequence[str]) -> None:
@@ -494,7 +515,7 @@ also has `values`, a list of pairs of a value and its number of images. Facets o
 
 
 def facet_fields(columns: Iterable[str]) -> list[str]:
-    """Return the fields that may be facets, in display order. Fields from tables (`columns`) come first."""
+    """Return the fields that may be facets, in display order: fields from tables (`columns`) by name, then others."""
     return list(dict.fromkeys([*sorted(columns), *(name for name, field in FIELDS.items() if field.is_facet)]))
 
 
@@ -508,7 +529,7 @@ def facets(store: Store) -> list[Facet]:
 
 
 def facets_of(entries: Sequence[Entry], fields: Iterable[str]) -> list[Facet]:
-    """Return the facets of the given images for the given fields."""
+    """Return the facets of the given images for the given fields. Fields without a useful facet are omitted."""
     return _to_facets(summaries_of(([entry] for entry in entries), fields, _MAX_VALUES))
 
 
@@ -589,7 +610,7 @@ def open_store(location: str) -> Store:
     """Open the store of an index: a folder, `http://HOST:PORT/COLLECTION`, or `milvus:FILE`.
 
     Raises:
-        UserError: If the index is not found, or cannot be reached.
+        UserError: If the index is not found, is corrupt, was written by a newer version, or cannot be reached.
     """
     store = _store_class(location).open(location)
     assert store is not None
@@ -597,10 +618,10 @@ def open_store(location: str) -> Store:
 
 
 def find_store(location: str) -> Store | None:
-    """Open the store of an index. Return None if no index exists yet, but one can be created there.
+    """Open the store of an index. Return None if the location does not have an index, but can get one.
 
     Raises:
-        UserError: If the location has other content, or cannot be reached.
+        UserError: If the location has other content or cannot be reached, or if its index cannot be opened.
     """
     return _store_class(location).open(location, is_optional=True)
 

@@ -59,15 +59,21 @@ class Describer(Protocol):
 
 @dataclass(kw_only=True)
 class UpdateResult:
-    """Result of an update, as numbers of images.
+    """Result of an update. All numbers are numbers of images.
 
     Attributes:
+        found: Images that were found, including those that cannot be read.
+        new: Images whose names and bytes were not in the index.
+        changed: Images in the index whose bytes or table row have changed.
+        moved: Images whose file was renamed or moved. They are not counted as new or removed.
+        removed: Images that were removed from the index, because they no longer exist.
+        unchanged: Images that did not have to be described again.
         noted: Images of which only the metadata was updated.
         first_frames: Images with several frames or pages, of which only the first was read.
-        unfamiliar: Whether each described image is unlike the training images.
-        failures: Images that cannot be read, including earlier failures.
+        unfamiliar: Whether each described image is unlike the training images; None if this is unknown.
+        failures: Images of the arguments that cannot be read, including earlier failures.
         left_out: Files that were excluded while the update searched for images.
-        scan_seconds: Duration of looking for images, in seconds.
+        scan_seconds: Duration of the search for images, in seconds.
     """
 
     found: int = 0
@@ -92,12 +98,12 @@ def update_store(
     on_progress: OnProgress = lambda *_: None,
     exclude: Sequence[str] | None = None,
 ) -> UpdateResult:
-    """Update a store from its files.
+    """Update a store from files, folders, patterns, shards and tables, as the docstring of this module describes.
 
     Args:
         store: The store to change.
-        arguments: Files, folders, patterns, shards or tables; see `grr_coca.data.image_files`. Images that were found
-            through other arguments are not changed.
+        arguments: Files, folders, patterns, shards or tables; see `grr_coca.data.image_files`. Images that are not
+            inside these arguments are not changed.
         make_describer: Function that loads the model. It is called only if an image must be described.
         batch_size: Number of images in one forward pass.
         on_progress: Called after each batch; see `OnProgress`.
@@ -105,8 +111,9 @@ def update_store(
             are used.
 
     Raises:
-        UserError: If an argument does not exist or has no images, a pattern is invalid, or the store or the folder for
-            temporary files cannot be written to. Earlier commits are kept.
+        UserError: If an argument does not exist or has no images, a pattern is invalid, another process is writing, or
+            the store or the folder for temporary files cannot be written to. Errors of `make_describer` are passed on.
+            Earlier commits are kept.
     """
     remembered = store.excluded()
     left_out = Exclusions(remembered if exclude is None else [pattern for pattern in exclude if pattern])
@@ -160,7 +167,9 @@ def forget_arguments(store: Store, arguments: Sequence[str]) -> int:
 
 
 def absolute_arguments(arguments: Sequence[str]) -> list[str]:
-    """Make arguments absolute, so that they are valid from any working folder. An index stores them in this form.
+    """Make arguments absolute, so that they are valid from any working folder, and remove duplicates.
+
+    An index stores arguments in this form. Sources such as `iconify:lucide` are not changed.
 
     Raises:
         UserError: If an argument is empty.
@@ -171,10 +180,10 @@ def absolute_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def require_arguments(arguments: Sequence[str]) -> None:
-    """Check that each argument has at least one image, without reading images.
+    """Check that each argument has at least one image, without reading the content of images.
 
     Raises:
-        UserError: If an argument does not exist or has no images. The message names the argument.
+        UserError: If an argument is empty, does not exist, cannot be read or has no images. The message names it.
     """
     for argument in arguments:
         if not argument_exists(argument):
@@ -199,7 +208,8 @@ def argument_exists(argument: str) -> bool:
 class _Run:
     """A single update.
 
-    `scan_sources` finds images, `describe` adds new and changed images, and `remove_missing` removes missing images.
+    The steps must be called in this order: `require_exists` checks the arguments, `scan_sources` finds images, `note`
+    updates metadata, `describe` adds new and changed images, and `remove_missing` removes missing images.
     """
 
     def __init__(self, store: Store, arguments: Sequence[str], on_progress: OnProgress, left_out: Exclusions) -> None:
@@ -222,7 +232,7 @@ class _Run:
         self._copied_digests.close()
 
     def require_exists(self) -> None:
-        """Check that all arguments still exist.
+        """Check that all arguments still exist, except single images that were deleted, and raise a `UserError` if not.
 
         An argument may be missing because its disk is not mounted. Its images must then not be removed from the index.
         """
@@ -249,7 +259,7 @@ class _Run:
         return names == [argument] or (not names and bool(self._store.known([argument])))
 
     def scan_sources(self) -> int:
-        """Find all images, record their names, and return the number of images to describe."""
+        """Find all images, record and count them, and return the number of images to read (those that are outdated)."""
         todo, began = 0, time.monotonic()
         for chunk in chunks(self._once_each(self.update.left_out), _LOOKUP_SIZE):
             self._found_names.add(found.file.name for found, _ in chunk)
@@ -354,7 +364,7 @@ class _Run:
         self.update.found += len(arrived)
 
     def _add_known(self, decoded: Sequence[DecodedImage]) -> list[DecodedImage]:
-        """Add the images whose bytes are already in the index, and return all other images."""
+        """Add the images whose bytes are already in the index to the pending changes, and return all other images."""
         names = [one.found.file.name for one in decoded]
         known = self._store.known(names)
         equal_images = self._store.find_by_digest(list({one.digest for one in decoded}))
@@ -516,7 +526,7 @@ class _NameMultiset:
         self._database.execute("COMMIT")
 
     def missing(self, names: Iterable[str]) -> Iterable[str]:
-        """Yield the given names that were never added."""
+        """Yield those of the given names that were never added."""
         for chunk in chunks(names, 500):
             marks = ", ".join("?" * len(chunk))
             ids = [name_id(name) for name in chunk]
@@ -524,7 +534,7 @@ class _NameMultiset:
             yield from (name for name, identity in zip(chunk, ids, strict=True) if identity not in found)
 
     def take(self, name: str) -> bool:
-        """Remove a name once. Return False if it has already been removed as often as it was added."""
+        """Remove one occurrence of a name. Return False if the multiset does not have another occurrence."""
         statement = "UPDATE seen SET times = times - 1 WHERE id = ? AND times > 0"
         return self._database.execute(statement, (name_id(name),)).rowcount > 0
 

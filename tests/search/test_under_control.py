@@ -101,7 +101,7 @@ def test_min_relevance_excludes_all_hits_without_relevance(store):
         assert has_relevance or found.verdict == "likely"
         least = search_store(query, store, model, SearchOptions(n=5, min_relevance=1e-9, **PLAIN))
         assert bool(least) is has_relevance
-    assert found.why_no_relevance == "how likely a hit is was never measured for a model like this one"
+    assert found.why_no_relevance == "relevance was not measured for models like this one"
 
 
 def test_first_hits_do_not_depend_on_the_limit(store):

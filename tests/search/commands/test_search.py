@@ -170,7 +170,7 @@ def test_hit_for_users_has_rank_relevance_caption_and_path(grr_coca, drawings, m
 
 def test_reports_that_no_image_matches(grr_coca, drawings):
     result = grr_coca("search", drawings / "index", "tax return form")
-    assert result.err == "nothing here looks like that; the nearest of 8 images:\n"
+    assert result.err == "no good match; the closest of 8 images:\n"
     wide = ("search", drawings / "index", "guitar", "--where", "width > 9999")
     assert grr_coca(*wide).err == "no image matches --where (searched: 8)\n"
     assert grr_coca(*wide, "--min-relevance", 0.5).err.endswith("or none of them matches --where\n")
@@ -180,7 +180,7 @@ def test_one_image_has_no_relevance(grr_coca, tmp_path):
     grr_coca("index", DRAWINGS / "guitar.webp", "--out", tmp_path / "index")
     result = grr_coca("search", tmp_path / "index", "guitar")
     assert result.out.startswith("  1     ?  guitar  ")
-    assert "too few different images to estimate relevance; the nearest of 1:\n" in result.err
+    assert "too few different images to estimate relevance; the closest of 1:\n" in result.err
     assert json.loads(grr_coca("search", tmp_path / "index", "guitar", "--json").out)[0]["relevance"] is None
 
 

@@ -86,7 +86,7 @@ def test_query_without_a_known_word_is_reported(served, place, grr_coca):
     assert len(found["hits"]) > 5
     result = grr_coca("search", place / "index", "petit chat")
     assert result.code == 0
-    assert result.err.startswith("the model was adapted to captions without the words of 'petit chat'; the nearest of")
+    assert result.err.startswith("the model was adapted to captions without the words of 'petit chat'; the closest of")
     assert grr_coca("search", place / "index", "petit arrow").err.find("petit") == -1
 
 

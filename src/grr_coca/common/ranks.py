@@ -73,7 +73,7 @@ class Ranks:
     def gather_objects(self, item: object) -> list:
         """Return the Python objects of all ranks, in the order of ranks.
 
-        The objects are pickled. This is slow, so use it only for small objects and rare events.
+        The objects must be serializable. This is slow, so use it only for small objects and rare events.
         """
         items: list = [item]
         if self.size > 1:
@@ -82,7 +82,7 @@ class Ranks:
         return items
 
     def run_on_first(self, function: Callable[[], T]) -> T:
-        """Call a function on rank 0, and return its result, which is pickled, on all ranks.
+        """Call a function on rank 0, and return its result, which must be serializable, on all ranks.
 
         Raises:
             UserError: On all ranks except rank 0, if the function raised any `Exception`, so that no rank waits

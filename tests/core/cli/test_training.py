@@ -135,7 +135,7 @@ def test_dry_run_rejects_the_same_input_as_a_run(refused, recipe_file):
 def test_invalid_sizes_raise_before_pairs_are_read(refused, recipe_file, monkeypatch):
     monkeypatch.setattr("grr_coca.train.setup.training_sources", lambda _: pytest.fail("pairs were read"))
     path = recipe_file(edit=lambda recipe: replace(recipe, model=replace(recipe.model, image_size=20)))
-    assert f"{path}: model: image_size 20 must be divisible by patch_size 16; the nearest" in refused("pretrain", path)
+    assert f"{path}: model: image_size 20 must be divisible by patch_size 16; use 16 or 32" in refused("pretrain", path)
 
 
 def test_run_folder_that_holds_a_run_is_not_written_over(refused, recipe_file, run):

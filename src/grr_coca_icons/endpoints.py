@@ -21,7 +21,7 @@ from grr_coca_serve.service import Service
 
 
 class OtherPicture(IndexedPicture):
-    """Icon with the same meaning in another set. `probability` is the probability that it is the equivalent."""
+    """Icon of another set that may be the equivalent of a requested icon, with the probability that it is."""
 
     probability: float
 

@@ -216,7 +216,10 @@ def _with_steps(recipe: Recipe, steps: int | None) -> Recipe:
 
 
 def _scale_steps(plan: Plan, arm: Arm, steps: int | None) -> int | None:
-    """Scale a number of steps from the plan's pretraining recipe to the arm's recipe, if the arm has a separate one."""
+    """Scale a number of steps by the ratio of steps in the arm's pretraining recipe to steps in the plan's.
+
+    The number is returned unchanged if it is None or the arm has no separate recipes.
+    """
     if steps is None or arm.recipes is None:
         return steps
     own = _recipe_of_file(recipe_path(plan, arm, stage_names(plan)[0]))

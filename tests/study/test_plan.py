@@ -66,7 +66,7 @@ def primary(*names: str, **keys: object) -> dict[str, object]:
         (primary("pretraining/coca_loss", split="tests"), "add a split named 'tests'"),
         (primary("finetuning/coca_loss") | {"finetune": []}, "unknown 'finetuning/coca_loss'"),
         ({"finetune": ["health.yaml", "./health.yaml"]}, "health: duplicate"),
-        ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
+        ({"finetune": ["healt.yaml"]}, "its folder has glyphs.yaml"),
         ({"pretrain": "health.yaml", "finetune": ["glyphs.yaml"]}, "pretraining needs the keys"),
         (other(grid={"optimizer.lr": [0.1, 0.1]}), "arms: a: grid: optimizer.lr: 0.1: duplicate"),
         (other(grid={"optimizer.betas": [[0.9, 0.95]] * 2}), "betas: [0.9, 0.95]: duplicate"),

@@ -405,9 +405,9 @@ class _FileRewriter:
     def _rewrite_import(self, part: _ParsedPart, imports: list[_Import], bound: set[str]) -> None:
         """Rewrite an import or re-export.
 
-        If other names remain in the statement, new statements are added after it, one for each module of the new
-        components. Names in `bound` are already imported, so they are not imported again, and the new names are added
-        to `bound`.
+        A statement whose names all move to one module is edited in place. Otherwise, one statement for each new module
+        replaces it or, if other names remain in it, follows it. Names in `bound` are already imported, so they are not
+        imported again, and the new names are added to `bound`.
         """
         statement = imports[0].statement
         origin = statement.field("source")

@@ -152,9 +152,9 @@ def usable_device() -> torch.device:
 
 
 def report_progress(done: int) -> None:
-    """Report the progress of a call to the parent.
+    """Report the number of steps that a call has finished to the parent.
 
-    If the parent has requested a stop, raise SIGTERM, so that the run saves and ends.
+    If the parent has requested a stop, send SIGTERM to this process instead, so that the run saves and ends.
     """
     assert _parent is not None, "in a worker process"
     if _is_stopped():
@@ -171,9 +171,7 @@ def raise_if_stopped() -> None:
 
 
 def _is_stopped() -> bool:
-    """Return whether the parent has ended the connection. During a call, it sends nothing, so nothing else can
-    arrive.
-    """
+    """Return whether the parent has ended the connection. The end is the only message that can arrive during a call."""
     assert _parent is not None, "in a worker process"
     try:
         return _parent.poll()

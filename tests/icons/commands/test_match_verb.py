@@ -130,7 +130,7 @@ def test_review_counts_safe_icons_and_shows_uses(grr_coca, tmp_path, packages):
         ("lucide:house", True),
     ]
     assert rows[0]["used"] == [f"{code}:1"]
-    assert "2 safe, 1 to look at" in content
+    assert "2 safe, 1 to review" in content
 
 
 def test_manually_written_table_is_checked(grr_coca, sets, tmp_path):

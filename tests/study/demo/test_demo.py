@@ -158,7 +158,7 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
     [
         ({"arms": ["grr_coca", "coca", "baseline_coca"]}, "a demo must have two arms"),
         ({"seeds": [0, 1]}, "one seed"),
-        ({"finetune": ["healt.yaml"]}, "there are glyphs.yaml"),
+        ({"finetune": ["healt.yaml"]}, "its folder has glyphs.yaml"),
         ({"finetune": []}, "finetune must not be empty"),
         ({"endpoints": {"primary": ["pretraining/coca_loss"], "split": "test_style"}}, "split must be 'test'"),
         ({"query": ["cat"]}, "did you mean 'queries'?"),

@@ -146,7 +146,7 @@ NESTED = SQUARE.replace(b"<path", b"<g>" * 100_000 + b"</g>" * 100_000 + b"<path
 
 @pytest.fixture
 def brief(monkeypatch):
-    """Drawings may take half a second of a processor."""
+    """Drawings may take half a second of processor time."""
     monkeypatch.setattr(svg.SvgFormat, "cpu_seconds", 0.5)
 
 
@@ -156,7 +156,7 @@ def brief(monkeypatch):
         (PATTERN, r"crashes its decoder \(SIGABRT\)"),
         (NESTED, r"crashes its decoder \(SIGSEGV\)"),
         (PANIC, "cannot be drawn"),
-        (ENDLESS, r"takes more than 0\.5 s of a processor"),
+        (ENDLESS, r"takes more than 0\.5 s of processor time"),
     ],
     ids=["abort", "nested", "panic", "endless"],
 )

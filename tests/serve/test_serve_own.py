@@ -47,7 +47,7 @@ ATTACKS = {
 
 REJECTED = {
     "aborts": (415, "crashes its decoder (SIGABRT)"),
-    "takes hours": (413, "decoding takes more than 2 s of a processor"),
+    "takes hours": (413, "decoding takes more than 2 s of processor time"),
     "panics": (415, "an SVG file that cannot be drawn"),
 }
 

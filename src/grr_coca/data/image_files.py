@@ -40,7 +40,7 @@ _MEMBER = re.compile(r"(?P<shard>.*?\.tar): ", re.DOTALL | re.IGNORECASE)
 class ByteRange(NamedTuple):
     """Location of the bytes of an image: `size` bytes of `file`, starting at `offset`.
 
-    If `offset` is None, the image is the entire file.
+    If `offset` is None, the image is the entire file. If only `size` is None, the image ends at the end of the file.
     """
 
     file: Path
@@ -123,10 +123,15 @@ class ImageFile:
 
 
 def find_images(arguments: Sequence[str], exclusions: Exclusions | None = None) -> list[ImageFile]:
-    """Find the images of several arguments, in order and without repetition.
+    """Find the images of several arguments, in order and without repetition of names.
+
+    Args:
+        arguments: Files, folders, patterns, tar shards, tables or icon sets; see `iterate_images`.
+        exclusions: Rules that exclude files and folders. If None, only hidden and deleted files are excluded.
 
     Raises:
-        UserError: If there are no arguments, or an argument contains no image.
+        UserError: If there are no arguments, an argument is empty or contains no image, or a table cannot be read. A
+            missing or unreadable image raises an error only when it is read.
     """
     if not arguments:
         raise UserError("no images given; pass image files, folders, patterns, .tar shards or tables of pairs")
@@ -144,10 +149,13 @@ def iterate_images(argument: str, exclusions: Exclusions | None = None) -> Itera
     Folders are searched recursively, and files without an image suffix are skipped. If the argument itself is a file,
     it counts as an image, regardless of its suffix.
 
-    Links to folders are followed, but each folder is searched only once; see `Walk`.
+    Links to folders are followed, but each folder is searched only once; see `Walk`. A missing file and an unreadable
+    folder or shard are yielded as entries that raise an error when they are read. A file that `exclusions` excludes is
+    not yielded.
 
     Raises:
-        UserError: If the argument is empty, has no image, or is a table or folder that cannot be read.
+        UserError: If the argument is empty, cannot be accessed, is a folder or pattern without images, or is a table or
+            icon set that cannot be read.
     """
     exclusions = exclusions or Exclusions()
     require_nonempty_path(argument)
@@ -162,7 +170,7 @@ def iterate_images(argument: str, exclusions: Exclusions | None = None) -> Itera
     if (path / HEADER).is_file():
         yield from _images_of_table(argument)
     elif path.is_dir():
-        nothing = f"{argument}: no images in this folder (looked for {_suffixes()}, .tar)"
+        nothing = f"{argument}: no images in this folder (searched for {_suffixes()}, .tar)"
         yield from _require_any(_images_in_folder(path, exclusions), nothing, exclusions)
     elif not path.exists() and has_magic(argument):
         yield from _require_any(
@@ -287,7 +295,7 @@ def _name_of_member(shard: Path | str, member: str) -> str:
 
 
 def member_of_name(name: str, shard: str) -> str:
-    """Return the path of an image within its shard."""
+    """Return the path of an image within its shard, from the name of the image. Other names are unchanged."""
     return name.removeprefix(_name_of_member(shard, ""))
 
 
@@ -304,7 +312,8 @@ def shard_of_name(name: str) -> str | None:
 def _images_of_tar(path: Path) -> Iterator[ImageFile]:
     """Yield the images of a shard, with or without captions.
 
-    If the shard is corrupt, the last yielded image raises an error when it is read.
+    If the shard is corrupt, the last yielded entry raises an error when it is read. If it has no images, the only
+    yielded entry raises an error.
     """
     import tarfile  # lazy imports, because most images are separate files
 
@@ -395,7 +404,13 @@ def decode_in_background(
 ) -> Iterator[list[_Decoded]]:
     """Decode images in the background, and yield them in batches and in order.
 
-    Each image is yielded with a square of the model's input size, or with the error if it cannot be decoded.
+    Each image is yielded with a square of the model's input size, or with a `UserError` if the image cannot be read or
+    decoded.
+
+    Args:
+        files: Images to decode. At most two batches are taken before their results are yielded.
+        preprocess: Preprocessing of the model.
+        batch_size: Number of images per batch; the last batch may be smaller.
     """
 
     def decode(together: Sequence[ImageFile]) -> Iterator[_Decoded]:
@@ -413,8 +428,8 @@ def map_in_background(
 
     Threads compute the next batch while the caller uses the current batch.
 
-    `work` takes a few items and returns a result for each item. At most two batches are taken from `items` before their
-    results are yielded.
+    `work` takes a few items and returns a result for each item. It is called in threads, and its errors are passed on.
+    At most two batches are taken from `items` before their results are yielded.
     """
     waiting: deque[list[Future[list[Done]]]] = deque()
     source = iter(items)

@@ -37,10 +37,12 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
         image: See `ImageInput`. Pillow images are treated like files: EXIF rotation is applied, and transparency is
             composited over white.
         name: Name in messages for an image without a path.
-        opening: How to open the image; `as_stored` ignores EXIF rotation and transparency.
+        opening: How to open a file or Pillow image: `as_stored` ignores EXIF rotation, transparency and colour
+            profiles. The transparency of arrays and tensors is always composited over white.
 
     Raises:
-        UserError: If a file is missing or corrupt, or an array has a wrong shape, type or range.
+        UserError: If a file or Pillow image cannot be read or decoded, an array or tensor has a wrong shape, type or
+            range, or the image has an unsupported type.
     """
     if isinstance(image, str | Path):
         return decode_image(read_file_bytes(image), str(image), opening, to_srgb=True)
@@ -51,7 +53,7 @@ def to_rgb(image: ImageInput, name: str, opening: Opening = "upright_on_white") 
     if _is_tensor(image):
         return _from_tensor(image, name)
     raise UserError(
-        f"{name}: of type {type(image).__name__}; pass a path, a Pillow image, a NumPy array or a torch tensor"
+        f"{name}: unsupported type {type(image).__name__}; pass a path, a Pillow image, a NumPy array or a torch tensor"
     )
 
 
@@ -72,7 +74,7 @@ def _from_tensor(image: Tensor, name: str) -> Image.Image:
     if str(image.dtype) == "torch.bfloat16":
         image = image.float()  # NumPy has no bfloat16
     if image.ndim == 3 and image.shape[0] not in _CHANNELS:
-        raise UserError(f"{name}: a tensor must be C H W with 1, 3 or 4 channels, got {_size(image.shape)}")
+        raise UserError(f"{name}: a tensor must be H W or C H W with 1, 3 or 4 channels, got {_size(image.shape)}")
     return _from_array(image.permute(1, 2, 0).numpy() if image.ndim == 3 else image.numpy(), name)
 
 

@@ -101,8 +101,9 @@ def decode_in_process(
     """Decode the bytes of an image file into an RGB image, in this process.
 
     The formats are JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000, SVG, AVIF and HEIC. The suffix of the file does not
-    matter. Only the first of several frames or pages is used; see `has_more_frames`. EXIF rotation is applied.
-    Transparent parts are composited over white. Grey values with 16 bits or in floating point are scaled to 8 bits.
+    matter. Only the first of several frames or pages is used; see `has_more_frames`. By default, EXIF rotation is
+    applied, and transparent parts are composited over white. Grey values with 16 bits or in floating point are scaled
+    to 8 bits.
 
     Args:
         data: Content of the file.
@@ -117,12 +118,12 @@ def decode_in_process(
             time, but changes pixels slightly. If None, the image is decoded at full size.
         above: Number of pixels up to which JPEG files are always decoded at full size.
         max_pixels: Maximum number of pixels. Larger images are rejected.
-        renderer: Module that renders a drawing. None if the file is not a drawing.
         vector_side: Side in pixels at which an SVG file is drawn; see `VectorFormat`.
+        renderer: Name of the imported module that renders a drawing. None if the file is not a drawing.
 
     Raises:
-        BadSample: If the file is not an image, is truncated, or has more than `max_pixels` pixels, or if its format
-            needs a package that is not installed.
+        BadSample: If the file is not an image, is corrupt or truncated, has more than `max_pixels` pixels, or a part
+            exceeds a limit of `image_caps`, or if its format needs a package that is not installed.
     """
     with decoding_errors(name, may_lack_memory=data.startswith((b"RIFF", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51"))):
         opened = open_header(data, name, vector_side, renderer)
@@ -138,7 +139,7 @@ def decode_in_process(
 
 @contextmanager
 def decoding_errors(name: str, *, may_lack_memory: bool = False) -> Iterator[None]:
-    """Convert decoder errors to a `BadSample` that names the file, and ignore Pillow warnings.
+    """Convert decoder errors in the context to a `BadSample` that names the file. Pillow warnings are ignored.
 
     Args:
         name: Name of the file in messages.
@@ -173,8 +174,9 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
     """Open an image and read its header, in this process. No pixels are decoded, but SVG files are drawn.
 
     Raises:
-        BadSample: If the image has more than `MAX_PIXELS` pixels, or a part of the file exceeds its limit.
-        One of `BROKEN`: If the file is corrupt.
+        BadSample: If the file is empty, the image has more than `MAX_PIXELS` pixels, a part of the file exceeds its
+            limit, the format needs a package that is not installed, or a drawing cannot be rendered.
+        One of `BROKEN`: If the file is corrupt or not an image.
     """
     if not data:
         raise BadSample(f"{name}: not an image: the file is empty; replace it", Cause.EMPTY_FILE)
@@ -224,7 +226,7 @@ cropped or scaled."""
 
 
 def has_more_frames(image: Image.Image) -> bool:
-    """Return whether `decode_image` has read the image from a file with several frames or pages."""
+    """Return whether an image is the first of several frames or pages of the file from which it was decoded."""
     return FIRST_OF_SEVERAL in image.info
 
 
@@ -247,7 +249,7 @@ _PPM = re.compile(rb"P([56])" + 3 * (_BETWEEN + rb"(\d{1,9})") + rb"\s")
 
 
 def _scale_ppm_range(data: bytes) -> bytes:
-    """Scale the samples of a PPM file to 0 … 255, or grey samples of more than 8 bits to 0 … 65,535.
+    """Return a PPM file whose samples are scaled to 0 … 255 or, if grey with more than 8 bits, to 0 … 65,535.
 
     Pillow would scale each sample in Python, which would take 20 seconds for a 16-bit photograph.
     """
@@ -285,7 +287,10 @@ def _pixel_limit_error(name: str, width: int = 0, height: int = 0, limit: int = 
 def open_rgb(
     image: Image.Image, opening: Opening = "upright_on_white", *, to_srgb: bool = False, is_scaled: bool = False
 ) -> Image.Image:
-    """Convert an opened Pillow image to RGB in the same way as `decode_image`."""
+    """Convert an opened Pillow image to RGB; see `decode_in_process` for the arguments.
+
+    The pixels are read from the image's file if necessary. Errors of Pillow are passed on; see `BROKEN`.
+    """
     if opening == "as_stored":
         return _to_rgb(image, opening)
     image = _turn_upright(image)
@@ -421,7 +426,7 @@ image is cropped or scaled."""
 
 
 def with_srgb_colours(image: Image.Image) -> Image.Image:
-    """Convert an RGB image to sRGB if `decode_image` has deferred the conversion; leave other images unchanged."""
+    """Convert an RGB image to sRGB if `open_rgb` has deferred the conversion. Other images are returned unchanged."""
     profile = image.info.get(_PROFILE)
     if profile is None:
         return image

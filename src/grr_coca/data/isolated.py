@@ -82,8 +82,8 @@ class HelperLimits:
         cpu_seconds: Maximum processor time per `Content`.
         wall_seconds: Maximum elapsed time per `Content`. It is generous, because a busy machine may delay the helper.
         memory: Maximum address space in bytes of each helper. Windows and macOS have no such limit.
-        large_memory: Maximum address space of a helper for a `Content` that needs more than `memory`. Only one of them
-            is processed at a time. None means `memory`.
+        large_memory: Maximum address space in bytes of a helper for a `Content` that needs more than `memory`. Only one
+            such `Content` is processed at a time. None means `memory`.
         count: Maximum number of helpers. None means one helper per core.
     """
 
@@ -95,7 +95,7 @@ class HelperLimits:
 
     @property
     def max_memory(self) -> int:
-        """The larger memory limit."""
+        """The larger memory limit, in bytes."""
         return max(self.memory, self.large_memory or 0)
 
 
@@ -127,7 +127,11 @@ _Answered = tuple[int, dict[str, Any], int]
 
 
 class _HelperExit(Exception):  # noqa: N818 (not always an error)
-    """A helper ended during a call. A negative exit code is the number of the signal that ended it."""
+    """End of a helper during a call. A negative exit code is minus the number of the signal that ended the helper.
+
+    `exceeds_time` specifies whether the processor time was exceeded. `has_external_cause` specifies whether the content
+    may not be the cause, for example because the system ran out of memory.
+    """
 
     def __init__(self, code: int) -> None:
         names = {-number: number.name for number in signal.Signals}
@@ -172,6 +176,9 @@ class _Helper:
 
     def call(self, call: bytes, contents: Sequence[Content]) -> tuple[list[_Answered], memoryview]:
         """Call a function on each content. After an error, this helper must not be used again.
+
+        `call` is the pickled call; see `answer_all` in `isolated_program`. The first call waits until the helper is
+        ready.
 
         Returns:
             Code, facts and size of each result, and the concatenated results.
@@ -265,7 +272,7 @@ _poll = _wait_for_bytes if hasattr(select, "poll") else None
 
 
 class Helpers:
-    """Helpers of this process. Idle helpers are reused.
+    """Helpers of this process. Idle helpers are reused. Several threads may call functions at the same time.
 
     Args:
         limits: Limits of each helper.
@@ -280,13 +287,16 @@ class Helpers:
         self._modules: frozenset[str] = frozenset()
 
     def use(self, limits: HelperLimits) -> HelperLimits:
-        """Use other limits from now on, and return the previous limits."""
+        """Use other limits from now on, and return the previous limits. Idle helpers are ended."""
         before, self.limits = self.limits, limits
         self.end()
         return before
 
     def start(self, *modules: str) -> None:
-        """Start a helper that will be needed soon, without waiting until it is ready."""
+        """Start a helper that imports the given modules, without waiting until it is ready.
+
+        If a helper already exists, only helpers that are started later import these modules.
+        """
         self._modules |= frozenset(modules)
         if not self._all:
             with suppress(OSError):  # the error is reported when a helper is needed
@@ -321,8 +331,8 @@ class Helpers:
     ) -> Iterator[Answer | UserError]:
         """Call a function on several `Content` objects; see `call`. Small ones are sent together, which is faster.
 
-        `contents` is consumed lazily: at most `_MAX_TOGETHER` of its items are in memory. An error is returned in the
-        position of the item that caused it.
+        `contents` is consumed lazily: at most `_MAX_TOGETHER` of its items are in memory. A result or an error is
+        yielded for each item, in order. An item that is an error is yielded unchanged.
         """
         together: list[Content | UserError] = []
         num_bytes = 0
@@ -359,7 +369,7 @@ class Helpers:
             return [BadSample(f"{name}: not decoded ({error}); try again", Cause.UNREADABLE)]
         except _HelperExit as ended:
             if ended.exceeds_time:
-                message = f"{name}: decoding takes more than {seconds:g} s of a processor; scale it down first"
+                message = f"{name}: decoding takes more than {seconds:g} s of processor time; scale it down first"
                 return [BadSample(message, Cause.TOO_LARGE)]
             if ended.has_external_cause:
                 message = f"{name}: not decoded: the decoding program timed out, or ended twice ({ended})"
@@ -383,7 +393,12 @@ class Helpers:
         """Call a function on contents in one helper.
 
         If `is_last` is False and the helper ends, the call is repeated in a new helper, because the old helper may have
-        timed out, or may have run out of memory after thousands of calls.
+        timed out, or may have run out of memory after thousands of calls. A content that needs more than `memory` is
+        sent again in a separate call with `HelperLimits.max_memory`.
+
+        Raises:
+            _HelperExit: If the helper ends.
+            OSError: If the helper does not start.
         """
         from grr_coca.data.sources.base import BadSample, Cause
 
@@ -409,7 +424,7 @@ class Helpers:
                 with self._one_large:
                     found += self._call(module, function, [one], arguments, self.limits.max_memory)
             else:
-                limit = f"{memory / 2**30:.1f} GB"
+                limit = f"{memory / 2**30:.1f} GiB"
                 message = f"{one.name}: decoding takes more memory than {limit}; scale it down first"
                 found.append(BadSample(message, Cause.TOO_LARGE))
             start += size
@@ -419,7 +434,11 @@ class Helpers:
         return min(self.limits.cpu_seconds, content.cpu_seconds or self.limits.cpu_seconds)
 
     def _acquire(self, modules: frozenset[str]) -> _Helper:
-        """Take an idle helper that has imported the given modules, or start one if all helpers stay busy for long."""
+        """Take an idle helper that has imported the given modules, or start one if none becomes idle soon.
+
+        Idle helpers without these modules or with earlier limits are ended. If the maximum number of helpers is busy,
+        this waits until one of them is released.
+        """
         self._modules |= modules
         until = time.monotonic() + _IDLE_WAIT_SECONDS
         with self._changed:
@@ -494,7 +513,8 @@ def call_helper(function: str, data: bytes, name: str, *, module: str = DECODING
         **arguments: Other arguments.
 
     Raises:
-        BadSample: If the file is rejected, or its format needs a package that is not installed.
+        BadSample: If the file is rejected, exceeds a limit or crashes its decoder, or its format needs a package that
+            is not installed.
     """
     return helpers.call(module, function, _content(data, name), **arguments)
 
@@ -506,10 +526,12 @@ def call_helpers(
 
     Args:
         function: Function of the module.
-        files: Content and name of each file. Files are consumed a few at a time. An error is returned in the position
-            of its file.
+        files: Content and name of each file. Files are consumed a few at a time.
         module: Module of the function.
         **arguments: Other arguments.
+
+    Yields:
+        The result for each file, or an error, in order. An error in place of a content is yielded unchanged.
     """
     contents = (data if isinstance(data, UserError) else _content(data, name) for data, name in files)
     return helpers.map(module, function, contents, **arguments)
@@ -544,10 +566,10 @@ def decode_image(data: bytes, name: str, opening: "Opening" = "upright_on_white"
 
 
 def to_image(facts: Mapping[str, Any], pixels: memoryview) -> "Image.Image":
-    """Return an image that a helper sent.
+    """Return the RGB image that a helper sent, whose size is in the facts.
 
     Raises:
-        ValueError: If the numbers are inconsistent.
+        ValueError: If the size does not match the number of bytes.
     """
     from PIL import Image  # lazy import, so that a command can start a helper before it imports other modules
 
@@ -566,7 +588,7 @@ def image_header(data: bytes, name: str) -> tuple[tuple[int, int], str]:
     """Return the width, height and format of an image file. No pixels are decoded, but SVG files are drawn.
 
     Raises:
-        BadSample: If the file is not an image, or exceeds a limit.
+        BadSample: If the header cannot be read, or the file exceeds a limit.
     """
     facts, _ = call_helper("header", data, name)
     width, height = map(int, facts["size"])

@@ -35,7 +35,10 @@ _LARGE = 32 * 2**20
 
 
 def _limit(kind: str, soft: int, hard: int) -> None:
-    """Limit this process if the system supports it. Windows has no limits, and macOS has no memory limit."""
+    """Limit a resource of this process, such as `RLIMIT_AS`, if the system supports it.
+
+    Windows has no limits, and macOS has no memory limit.
+    """
     try:
         import resource
 

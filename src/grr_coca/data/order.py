@@ -50,7 +50,7 @@ class Blocks:
         self._ends = np.cumsum(lengths)
 
     def block_of(self, sample: int) -> range:
-        """Return the block of a sample."""
+        """Return the indices of the samples in the block of a sample. The last block of a source may be shorter."""
         source, inner = locate_part(self._ends, sample)
         start = sample - inner % BLOCK
         return range(start, min(start + BLOCK, int(self._ends[source])))
@@ -60,6 +60,9 @@ class Shuffle:
     """Endless visits to the samples of a single source, which are shuffled in each epoch.
 
     The visits do not depend on any state. The fields for the current epoch and window are just a cache.
+
+    Raises:
+        ValueError: If there are no samples.
     """
 
     def __init__(self, num_samples: int, seed: int) -> None:

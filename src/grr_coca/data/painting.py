@@ -21,7 +21,7 @@ _SOFT = 1 / 32
 
 
 def paint_drawing(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, "3 S S"]:
-    """Return a painted drawing on a white background."""
+    """Return a painted drawing on a white background. All values are 0 … 1."""
     colours, mask = _colour_drawing(image, paint)
     shade, factor = _light_effects(paint, mask)
     colours = torch.lerp(colours, colours.mul(factor).add_(shade).clamp_(0, 1), mask)

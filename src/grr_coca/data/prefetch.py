@@ -72,7 +72,10 @@ class PrefetchOrder:
 
 
 def prefetch_blocks(source: PairSource, blocks: Sequence[range]) -> None:
-    """Fetch blocks of a source in threads of this process."""
+    """Start to fetch blocks of a source in threads of this process, without waiting for them.
+
+    Errors are ignored, because reading the block later raises them.
+    """
     for block in blocks:
         _queue(os.getpid()).put((source, block))
 

@@ -59,6 +59,9 @@ class Framing:
             fractions of the image's side.
         max_enlargement: Maximum factor by which a drawing is enlarged, relative to its size in the image's centre
             square. The limit prevents a dot from becoming a large disc.
+
+    Raises:
+        UserError: If a value is out of range.
     """
 
     margin: float = 0.08
@@ -79,7 +82,7 @@ class Framing:
             raise UserError(f"max_enlargement must be at least 1, got {self.max_enlargement}")
 
     def frame(self, image: Image.Image) -> "Frame | None":
-        """Return the square around the drawing of an RGB image, or None if the image is unchanged."""
+        """Return the square around the drawing of an RGB image, or None if the image is not to be framed."""
         sides = _sides(image)
         red, green, blue = (_median(b"".join(side[start::3] for side in sides)) for start in range(3))
         ground, tables = (red, green, blue), []
@@ -118,7 +121,7 @@ def _sides(image: Image.Image) -> list[bytes]:
 
 
 def _median(values: bytes) -> int:
-    """Return the lower median. Sorting is not necessary if the first value occurs in most places, as in drawings."""
+    """Return the lower median. The values are not sorted if more than half of them equal the first, as in drawings."""
     first = values[0]
     return first if 2 * values.count(first) > len(values) else sorted(values)[(len(values) - 1) // 2]
 
@@ -204,10 +207,16 @@ class Preprocess:
     The model then normalizes the pixels by mean and standard deviation.
 
     The preprocessing is stored in every checkpoint, because a model needs the preprocessing with which it was trained.
-    `mean` and `std` are statistics of each channel for pixel values 0 … 1. `order` is the order of cropping and
-    resizing: open_clip resizes first, which changes pixels at the edges of the square. `opening` specifies how image
-    files are opened. `framing` specifies how drawings are framed. If it is None, the centre square of every image is
-    used.
+
+    Attributes:
+        image_size: Side of the model's input square in pixels, S.
+        mean, std: Statistics of each channel, for pixel values 0 … 1.
+        order: Order of cropping and resizing. open_clip resizes first, which changes pixels at the edges of the square.
+        opening: How image files are opened.
+        framing: How drawings are framed. If None, the centre square of every image is used.
+
+    Raises:
+        UserError: If a mean or std is not finite, or a std is not above 0.
     """
 
     image_size: int
@@ -243,12 +252,13 @@ class Preprocess:
             data: Content of the file.
             name: Name of the file in messages.
             to_srgb: Whether to convert the colours of an embedded profile.
-            for_people: Whether the image is also displayed. An SVG file is then drawn at full size. Otherwise, it is
-                drawn at twice the model's input size, because drawing takes longer than all other steps.
+            for_display: Whether the image is also displayed. An SVG file is then drawn with sides of `VECTOR_SIDE`
+                pixels. Otherwise, it is drawn at no more than twice the model's input size, because drawing takes
+                longer than all other steps.
             **options: Additional arguments of `decode_in_process`.
 
         Raises:
-            BadSample: If the file cannot be decoded.
+            BadSample: If the file cannot be decoded, or decoding exceeds a limit.
         """
         from grr_coca.data.isolated import decode_image  # lazy import, because subprocesses do not need it
 
@@ -290,11 +300,10 @@ class Preprocess:
             yield square
 
     def to_square(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
-        """Return a square sent by a helper program.
+        """Return the model's input square from the answer of a subprocess: facts, and pixels S S 3.
 
         Raises:
-            BadSample: If the model takes tokens, and the square contains features whose tokens are not stored; see
-                `FeaturePreprocess`.
+            ValueError: If the number of bytes does not match `image_size`.
         """
         from grr_coca.data.isolated import to_image
 
@@ -308,9 +317,10 @@ class Preprocess:
         return min(2 * self.image_size, VECTOR_SIDE)
 
     def square(self, image: Image.Image) -> Image.Image:
-        """Crop and resize an image to a square with sides of `image_size` pixels and sRGB colours.
+        """Crop and resize an RGB image to a square with sides of `image_size` pixels.
 
-        Squares that this method has returned are not changed again.
+        If `open_rgb` has deferred the conversion of colours to sRGB, they are converted after scaling. A framed square
+        that this method has returned, and a square from `to_square`, are returned unchanged.
 
         By default, the image is cropped before it is resized, because otherwise an image of 1 × 10,000 pixels would
         first become 64 × 640,000 pixels if `image_size` is 64.
@@ -333,16 +343,19 @@ class Preprocess:
         return square
 
     def is_square(self, image: Image.Image) -> bool:
-        """Return whether an image is a result of `square` or `to_square`, which is an RGB image."""
+        """Return whether an image is marked as a square that `square` (with framing) or `to_square` has returned."""
         return image.info.get(_IS_SQUARE) is True and image.size == (self.image_size, self.image_size)
 
     def visible_box(self, image: Image.Image) -> Box:
-        """Return the box of the image that the model sees, in pixels. The box may extend beyond the image."""
+        """Return the box of an RGB image that becomes the model's input square, in pixels of the image.
+
+        A framed box may extend beyond the image.
+        """
         frame = None if self.framing is None else self.framing.frame(image)
         return _centre_box(image.size, min(image.size)) if frame is None else frame.box
 
     def cut(self, image: Image.Image) -> Image.Image:
-        """Return the model's input square of an image, at full size."""
+        """Return the part of an RGB image that becomes the model's input square, before it is resized."""
         frame = None if self.framing is None else self.framing.frame(image)
         return image.crop(_centre_box(image.size, min(image.size))) if frame is None else frame.cut(image)
 
@@ -401,6 +414,9 @@ class EncoderPreprocess(Preprocess):
             centre, and `squash` resizes both sides to `image_size`.
         crop: Fraction of the shorter side that is used, above 0 and at most 1.
         interpolation: Method of resizing.
+
+    Raises:
+        UserError: If `image_size` or `crop` is out of range; see also `Preprocess`.
     """
 
     fit: Fit = "crop"
@@ -441,10 +457,15 @@ class FeaturePreprocess(EncoderPreprocess):
     keep: Literal["tokens", "mean"]
 
     def to_square(self, facts: Mapping[str, Any], pixels: memoryview) -> Image.Image:
-        """Return a square sent by a helper program; see `Preprocess`."""
+        """Return the square from the answer of a subprocess; see `Preprocess.to_square`.
+
+        Raises:
+            BadSample: If the model takes all tokens, and the square contains features whose tokens are not stored.
+            ValueError: If the number of bytes does not match `image_size`.
+        """
         square = super().to_square(facts, pixels)
         if self.keep == "tokens" and encoder_of_image(square) is not None:
-            from grr_coca.data.stored_tokens import find_tokens  # lazy import: helper programs do not need it
+            from grr_coca.data.stored_tokens import find_tokens  # lazy import, because subprocesses do not need it
 
             digest = tokens_digest(square.tobytes())
             if digest is None or find_tokens(self.digest, digest) is None:

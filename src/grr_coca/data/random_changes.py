@@ -83,7 +83,8 @@ def mix_images(
 ) -> UInt8[Tensor, "3 S S"]:
     """Mix another image into an image with the probabilities `blend` and `swap`.
 
-    The other image is read only if it is mixed in.
+    With probability `blend`, up to half of the other image is added. With probability `swap`, half of the cells of a
+    grid come from the other image. Otherwise, the image is unchanged, and the other image is not read.
     """
     draw = rng.uniform()
     if draw < augmentation.blend:
@@ -112,7 +113,7 @@ def add_neighbour(
 
 
 def change_images(images: UInt8[Tensor, "B 3 S S"], changes: Sequence[ImageChange]) -> Float[Tensor, "B 3 S S"]:
-    """Apply a change to each image, and return pixel values 0 … 1. Uncovered corners are white."""
+    """Apply a change to each image with values 0 … 255, and return values 0 … 1. Uncovered areas are white."""
     pixels = images.float().div_(255)
     for number, change in enumerate(changes):
         if change.paint is not None:
@@ -148,7 +149,8 @@ def _compress_as_jpeg(image: Float[Tensor, "3 S S"], quality: int) -> Float[Tens
 def _place_in_shape(image: Float[Tensor, "3 S S"], shape: Shape) -> Float[Tensor, "3 S S"]:
     """Place a drawing with a white background in a shape.
 
-    The darker a pixel of the drawing is, the more of the shape's fill is covered by ink.
+    The darker a pixel of the drawing is, the more of the shape's fill is covered by ink. Without an ink colour, the
+    drawing's colours are multiplied by the fill.
     """
     side = image.shape[-1]
     icon = max(1, round(shape.side * shape.icon * side))

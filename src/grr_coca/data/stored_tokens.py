@@ -32,7 +32,7 @@ _OFFERED_LOCK = threading.Lock()
 
 
 def offer_tokens(store: TokenStore) -> None:
-    """Let `find_tokens` search a folder of features as long as the folder is in use."""
+    """Let `find_tokens` search a folder of features as long as other code references the object `store`."""
     with _OFFERED_LOCK:
         _OFFERED.add(store)
 

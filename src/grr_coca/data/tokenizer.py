@@ -40,7 +40,7 @@ def collapse_spaces(text: str, what: str) -> str:
     """Separate the words of a text by single spaces. `what` is the name of the text in messages.
 
     Raises:
-        BadSample: If the text cannot be encoded as UTF-8.
+        BadSample: If the text cannot be encoded as UTF-8, for example because it has lone surrogates.
     """
     text = " ".join(text.split())
     try:
@@ -86,8 +86,10 @@ def caption_lines(text: str) -> tuple[str, ...]:
 def clean_query(text: str, name: str) -> str:
     """Clean a text that will be embedded: separate its words by single spaces, and remove other spaces.
 
+    `name` is the name of the text in messages.
+
     Raises:
-        UserError: If the text is empty.
+        UserError: If the text has no words, or cannot be encoded as UTF-8.
     """
     if not text.strip():
         raise UserError(f"{name} is empty; add a word")
@@ -110,16 +112,20 @@ FUNCTION_WORDS = frozenset({"a", "an", "and", "at", "for", "in", "of", "on", "or
 
 
 def singular(word: str) -> str:
-    """Remove the ending of a regular plural from an English word.
+    """Remove the final s of an English word in lower case, if the word is longer than three letters.
 
-    A singular word that looks like a plural also loses its ending. Therefore, when two words are compared, apply this
-    function to both of them.
+    Words that end in "ss" are unchanged. A singular word that looks like a plural also loses its ending. Therefore,
+    when two words are compared, apply this function to both of them.
     """
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
 
 
 def replace_surrogates(name: str) -> str:
-    """Replace characters of a name that cannot be encoded, such as lone surrogates from JSON, with `?`."""
+    """Replace characters that cannot be part of a file name, such as most lone surrogates from JSON, with `?`.
+
+    The surrogates by which Python represents the bytes of a file name that is not UTF-8 are kept, unless the name also
+    has other characters that cannot be encoded.
+    """
     try:
         name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -156,7 +162,7 @@ _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without accents.
 
-    Names are split where the case changes, and between letters and digits.
+    Words are also split where the case changes, as in `HTTPServer`, and between letters and digits.
     """
     bare = text if text.isascii() else _without_accents(text)
     return [part.lower() for run in _RUNS.findall(bare) for part in _CAMEL.findall(run)]
@@ -203,7 +209,15 @@ _CLIP_MERGES = 49152 - 256 - 2
 
 
 class Tokenizer:
-    """Tokenizer with a begin and an end token. A byte-level BPE from `train_bpe` encodes any text, and ignores case."""
+    """Tokenizer with a begin and an end token. A byte-level BPE from `train_bpe` encodes any text, and ignores case.
+
+    Args:
+        backend: Tokenizer of the library `tokenizers`. Its setting `encode_special_tokens` is changed.
+        cleaning: Cleaning of captions before they are encoded.
+
+    Raises:
+        UserError: If the backend has no begin and end tokens, or ordinary text can produce them.
+    """
 
     def __init__(self, backend: tokenizers.Tokenizer, cleaning: Cleaning = "none") -> None:
         self._backend = backend
@@ -226,7 +240,11 @@ class Tokenizer:
         return max(self._backend.get_vocab().values())
 
     def encode(self, caption: str) -> list[int]:
-        """Return the ids of a caption's tokens, without begin and end tokens."""
+        """Return the ids of a caption's tokens, without begin and end tokens.
+
+        Raises:
+            UserError: If `cleaning` is `ftfy`, but ftfy is not installed.
+        """
         text = fix_encoding(caption) if self.cleaning == "ftfy" else caption
         return self._backend.encode(text, add_special_tokens=False).ids
 
@@ -256,14 +274,14 @@ class Tokenizer:
         return token_ids, lengths
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Convert the ids before the first end token to a text."""
+        """Convert the ids before the first end token to a text without begin tokens and outer spaces."""
         ids = list(ids)
         if self.eos_id in ids:
             ids = ids[: ids.index(self.eos_id)]
         return self._backend.decode([i for i in ids if i != self.bos_id]).strip()
 
     def has_vocabulary_of(self, other: "Tokenizer") -> bool:
-        """Return whether both tokenizers have the same words and merges with the same ids."""
+        """Return whether both tokenizers have the same model, that is, the same words and merges with the same ids."""
         model, others = (json.loads(tokenizer.to_json())["model"] for tokenizer in (self, other))
         return bool(model == others)
 
@@ -345,7 +363,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE with at most `vocab_size` ids on captions.
 
     Raises:
-        UserError: If `vocab_size` is too small for the 256 bytes and two special tokens.
+        UserError: If `vocab_size` is below 258, for the 256 bytes and two special tokens.
     """
     if vocab_size < 258:
         raise UserError(f"vocab_size must be at least 258, for the bytes and the two special tokens, got {vocab_size}")

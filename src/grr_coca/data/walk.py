@@ -77,7 +77,7 @@ class Exclusions:
     def excludes_folder(self, name: str, path: str) -> bool:
         """Return whether a folder is excluded. An excluded folder is counted.
 
-        `path` is the path from the argument to the folder.
+        `name` is the last part of `path`, which is the path from the argument to the folder.
         """
         if is_hidden(name):
             return self._count("hidden folders", name)
@@ -88,14 +88,15 @@ class Exclusions:
     def excludes_file(self, name: str, path: str, *, keep_hidden: bool = False) -> bool:
         """Return whether an image or shard is excluded. An excluded file is counted.
 
-        `path` is the path from the argument to the file.
+        `name` is the last part of `path`, which is the path from the argument to the file. If `keep_hidden` is true, a
+        hidden file is not excluded.
         """
         if is_hidden(name) and not keep_hidden:
             return self._count("hidden files", name)
         return self._matches(path) and self._count("excluded files", name)
 
     def is_excluded(self, path: str) -> bool:
-        """Return whether a file or one of its parent folders is excluded, without counting it."""
+        """Return whether a file or one of the folders in its path is excluded, without counting it."""
         *folders, name = path.replace(os.sep, "/").split("/")
         return (
             is_hidden(name)
@@ -140,8 +141,12 @@ class Walk:
     under its path without links or, if it has no such path below the root, under the first link to it. A link to a file
     counts as a file. Memory grows with the number of folders and with the number of files in a single folder.
 
+    Args:
+        root: The folder.
+        exclusions: Rules by which folders are excluded. Files are not excluded.
+
     Attributes:
-        refused: Errors for folders that could not be read completely. The caller may remove entries from this list.
+        errors: Errors of folders and entries that could not be read. The caller may remove errors from this list.
     """
 
     def __init__(self, root: str, exclusions: Exclusions) -> None:
@@ -206,7 +211,8 @@ def walk_visible(
 
     Hidden files and folders (such as `.ipynb_checkpoints`) and folders in `_TRASH` are skipped. Links to folders are
     followed after all other folders, except links to a folder above the link. No folder is entered twice. If the caller
-    removes folders from the yielded list of folders, these are not entered.
+    removes folders from the yielded list of folders, these are not entered. `on_error` is called with the error of each
+    folder that cannot be listed. If it is None, such folders are skipped.
     """
     entered: set[tuple[int, int]] = set()
     tops = deque([str(root)])
@@ -236,5 +242,5 @@ def _leads_up(link: str) -> bool:
 
 
 def has_wanted_suffix(name: str) -> bool:
-    """Return whether a name is that of an image or shard."""
+    """Return whether a name has the suffix of an image or of a tar shard. The name may be hidden."""
     return has_image_suffix(name) or name.lower().endswith(".tar")

@@ -52,7 +52,7 @@ def outcome(kind: str, number: int) -> str:
             return f"wrong: {text!r}"
         known = {
             "crashes its decoder": "crashed a helper",
-            "s of a processor": "too costly",
+            "s of processor time": "too costly",
             "more memory": "too large",
         }
         return next((word for words, word in known.items() if words in text), "refused")

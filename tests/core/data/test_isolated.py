@@ -77,7 +77,7 @@ def test_another_module_starts_a_helper_with_all_modules(helpers):
             r"^a\.png: its decoder fails \(ZeroDivisionError: .+\); save it with another program$",
             Cause.BROKEN_IMAGE,
         ),
-        ("fill", r"^a\.png: decoding takes more memory than 1\.0 GB; scale it down first$", Cause.TOO_LARGE),
+        ("fill", r"^a\.png: decoding takes more memory than 1\.0 GiB; scale it down first$", Cause.TOO_LARGE),
         ("crash", r"^a\.png: crashes its decoder \(SIGSEGV\); save it again with another program$", Cause.BROKEN_IMAGE),
         ("abort", r"^a\.png: crashes its decoder \(SIGABRT\); save it again with another program$", Cause.BROKEN_IMAGE),
         ("kill", r"^a\.png: not decoded: .*ended twice \(SIGKILL\); try again$", Cause.UNREADABLE),
@@ -137,7 +137,7 @@ def test_changed_limits_apply_to_the_next_helper(helpers):
     call(helpers, "reverse", b"", times=1)
     before = helpers.use(HelperLimits(cpu_seconds=0.1, count=1))
     assert helpers._idle == []
-    message = r"^a\.png: decoding takes more than 0\.1 s of a processor; scale it down first$"
+    message = r"^a\.png: decoding takes more than 0\.1 s of processor time; scale it down first$"
     with pytest.raises(BadSample, match=message) as caught:
         call(helpers, "loop")
     assert caught.value.cause is Cause.TOO_LARGE
@@ -175,7 +175,7 @@ def test_only_the_crashing_image_fails(helpers):
 def test_one_content_at_a_time_may_take_more_memory():
     helpers = Helpers(HelperLimits(memory=2**29, large_memory=2**30, count=2))
     assert len(call(helpers, "fill", size=7 * 10**8)[1]) == 7 * 10**8
-    with pytest.raises(BadSample, match=r"^a\.png: decoding takes more memory than 1\.0 GB"):
+    with pytest.raises(BadSample, match=r"^a\.png: decoding takes more memory than 1\.0 GiB"):
         call(helpers, "fill", size=2**30)
     assert call(helpers, "reverse", b"ab", times=1)[1] == b"ba"
     with ThreadPoolExecutor(2) as pool:

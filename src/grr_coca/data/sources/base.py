@@ -94,12 +94,12 @@ class PairSource(Protocol):
     def expect(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002 (only shards have blocks)
         """Prepare for reading the given pairs at about the same time. One of them is read next.
 
-        `indices` are in ascending order.
+        `indices` are in ascending order. By default, this does nothing.
         """
         return None
 
     def fetch(self, indices: "Sequence[int] | np.ndarray") -> None:  # noqa: ARG002
-        """Prefetch the data that `expect` would read from a remote source.
+        """Prefetch the data that `expect` would read from a remote source. By default, this does nothing.
 
         Several threads may call this at the same time.
         """
@@ -125,6 +125,9 @@ class SourceImage:
     Attributes:
         name: Unique name of the image in results.
         inner: Name of the image within its source. Exclusions apply to this name.
+        file: File that contains the bytes of the image.
+        fields: Additional columns of the image, by name.
+        keywords: Keywords of the image in its source.
         problem: Reason why the image is missing. Empty if the image exists.
     """
 
@@ -165,7 +168,11 @@ class SourceReader(Protocol):
         ...
 
     def images(self, argument: str) -> Sequence[SourceImage] | None:
-        """Find the images of an argument. Return None if the argument is not a source of this reader."""
+        """Find the images of an argument. Return None if the argument is not a source of this reader.
+
+        Raises:
+            UserError: If the source is corrupt, or cannot be downloaded.
+        """
         ...
 
     def pin_version(self, argument: str, fields: Mapping[str, object]) -> str:
@@ -217,13 +224,18 @@ class Cause(StrEnum):
 
 
 class BadSample(UserError):  # noqa: N818 (the name describes the sample)
-    """A pair, or a file of a pair, cannot be used. The message names the pair or file."""
+    """Error for a pair, or a file of a pair, that cannot be used. The message names the pair or file.
+
+    Attributes:
+        cause: Reason why the pair is bad.
+        may_lack_memory: Whether the decoder may have reported a lack of memory as a corrupt file.
+    """
 
     def __init__(self, message: str, cause: Cause = Cause.UNREADABLE) -> None:
         # `cause` has a default, because PyTorch passes only the message of a worker's error to the parent process.
         super().__init__(message)
         self.cause = cause
-        self.may_lack_memory = False  # True if the decoder cannot distinguish a corrupt file from a lack of memory
+        self.may_lack_memory = False
 
 
 def require_max_bytes(size: int, limit: int, name: str, fix: str = "make it smaller") -> None:
@@ -246,6 +258,9 @@ def locate_part(ends: "np.ndarray", index: int) -> tuple[int, int]:
     Args:
         ends: For each part, the total number of pairs up to its end.
         index: Index of the pair in the source.
+
+    Raises:
+        IndexError: If the index is negative, or not below the number of pairs.
     """
     if not len(ends) or not 0 <= index < ends[-1]:
         raise IndexError(index)
@@ -267,7 +282,7 @@ class PackedStrings:
         self._ends = np.array(ends, dtype=np.uint64)
 
     def buffers(self) -> tuple[bytes, memoryview]:
-        """Return all strings as one block, and the end of each string in the block."""
+        """Return all strings as one block of UTF-8, and the end of each string in the block (uint64)."""
         return self._content, self._ends.data
 
     def __len__(self) -> int:

@@ -46,10 +46,12 @@ class BlockCache:
         self._written = limit  # frees space before the first block is written
 
     def open(self, block: RemoteBlock) -> LocalFile:
-        """Open the file of a block. The block is fetched if it is not in the cache.
+        """Open the file of a block, and mark the block as recently used. The caller must close the file.
+
+        The block is fetched if it is not in the cache.
 
         Raises:
-            UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full.
+            UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full or not writable.
         """
         for _ in range(_MAX_TRIES):
             path = self.fetch(block)
@@ -63,7 +65,11 @@ class BlockCache:
         )
 
     def fetch(self, block: RemoteBlock) -> Path:
-        """Fetch a block if it is missing, and return the path of its file."""
+        """Fetch a block if it is missing, and return the path of its file. Other processes wait for the block.
+
+        Raises:
+            UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full or not writable.
+        """
         path = self._path(block)
         try:
             if not path.exists():
@@ -80,7 +86,7 @@ class BlockCache:
         return path
 
     def drop(self, block: RemoteBlock) -> None:
-        """Remove a corrupt block."""
+        """Remove a corrupt block from the cache, if possible."""
         with suppress(OSError):
             self._path(block).unlink()
 

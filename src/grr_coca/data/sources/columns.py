@@ -19,7 +19,7 @@ CAPTION_COLUMNS = (
 def find_columns(
     names: Sequence[str], listing: str, needs_captions: bool = True, image: str | None = None
 ) -> tuple[str, str | None]:
-    """Find the image column and the caption column of a table by their names.
+    """Return the names of the image column and the caption column of a table.
 
     Args:
         names: All columns.
@@ -28,8 +28,8 @@ def find_columns(
         image: Name of the image column, if known. If None, a column of image paths is searched for.
 
     Raises:
-        UserError: If several columns have the same name, or a column is missing. In the latter case, the message lists
-            the table's columns.
+        UserError: If several columns have the name of one of the results, or a column is missing. In the latter case,
+            the message lists the table's first columns, or advises how to convert a table of URLs.
     """
     plain = {_plain(name): name for name in reversed(names)}
     image = image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), None)
@@ -62,7 +62,7 @@ def first_column(names: Sequence[str], usual: Sequence[str]) -> int | None:
 def as_captions(value: object) -> tuple[str, ...]:
     """Convert a cell of a table to captions. The cell may contain a text or a list of texts.
 
-    Other values yield no captions.
+    Other values, and items of a list that are not texts, yield no captions.
     """
     if isinstance(value, str):
         return (value,)

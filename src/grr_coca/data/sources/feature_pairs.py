@@ -32,7 +32,7 @@ _PICTURE_COLUMNS = (_PICTURE, "thumbnail", "preview")
 
 
 def is_feature_folder(folder: Path) -> bool:
-    """Return whether a folder contains features."""
+    """Return whether a folder contains features, that is, whether it has a `features.json`."""
     return (folder / HEADER).is_file()
 
 
@@ -44,7 +44,8 @@ class FeaturePairs(PairSource):
         has_images: Whether pairs contain the original image files. If False, they contain images made of features.
 
     Raises:
-        UserError: If a file is missing or corrupt.
+        UserError: If `features.json` or `pairs.jsonl` is missing, corrupt or inconsistent. The files of features are
+            opened when the first pair is read.
     """
 
     def __init__(self, folder: Path, *, has_images: bool = False) -> None:
@@ -74,7 +75,10 @@ class FeaturePairs(PairSource):
         return len(self._listed)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield what identifies the encoder, the original source, the kind of images, and the file of pairs."""
+        """Yield the digests of the encoder and the original source, and the name and size of `pairs.jsonl`.
+
+        Also yield the kind of features, and whether pairs contain the original images.
+        """
         yield digest_header(self)
         yield f"{self.header.encoder.digest} {self.header.keep} {self.header.source} ".encode()
         yield b"images " if self.has_images else b""
@@ -97,7 +101,8 @@ class FeaturePairs(PairSource):
         """Return the mean token of an image as a PNG file or, if `has_images`, the original image file.
 
         Raises:
-            BadSample: If the image has no features, or the original file is missing or has changed.
+            BadSample: If the image has no features, or the original file is unknown, cannot be read or has changed.
+            UserError: If a file of features is missing or corrupt.
         """
         mean = self.cache.mean(index)
         if mean is None:
@@ -140,7 +145,7 @@ class FeaturePairs(PairSource):
         return Path(path) if isinstance(path, str) and path else None
 
     def fields(self, index: int) -> Mapping[str, object]:
-        """Return the columns of the original table for an image, by name."""
+        """Return the columns of the original table for an image, by name, except captions and paths of images."""
         return {name: value for name, value in self._listed.fields(index).items() if name not in (_PICTURE, "caption")}
 
 
@@ -188,7 +193,7 @@ def require_same_features(name: str, found: FeatureHeader | None, expected: Enco
 
 
 def write_pairs(folder: Path, images: ByImage) -> None:
-    """Write the keys and captions of a source's images next to their features.
+    """Write `pairs.jsonl` of a feature folder: the key, captions and other columns of each image of a source.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -234,8 +239,8 @@ def pairs_of_features(path: Path, names: Sequence[str] = ()) -> PairSource:
     """Open pairs of image names and captions. The images need not exist.
 
     Args:
-        path: File of features, or folder with a text file of captions for each image.
-        names: Names of the images. If empty, the names of the text files are used.
+        path: File of features, whose pairs have no captions, or folder with a text file of captions for each image.
+        names: Names of the images without suffix. If empty, the names of the text files are used.
 
     Raises:
         UserError: If neither names nor text files are found, or a text file cannot be read.

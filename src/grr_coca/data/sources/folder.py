@@ -22,7 +22,11 @@ from grr_coca.data.walk import has_image_suffix, walk_visible
 
 
 class ImageFolder(PairSource):
-    """Pairs `NAME.jpg` and `NAME.txt` in a folder and its subfolders, sorted by path; see `walk_visible`."""
+    """Pairs `NAME.jpg` and `NAME.txt` in a folder and its subfolders, sorted by path; see `walk_visible`.
+
+    Raises:
+        UserError: If the folder has no image, or the folder or a subfolder cannot be listed.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -78,8 +82,14 @@ def caption_file(image: Path) -> Path | None:
 def read_image_file(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Read the bytes of a file.
 
+    Args:
+        path: Path of the file.
+        name: Name of the file or its pair in messages.
+        max_bytes: Maximum size of the file.
+
     Raises:
-        BadSample: If the file does not exist, is not a regular file, is too large, or cannot be read.
+        BadSample: If the path is invalid, or the file does not exist, is not a regular file, is too large, or cannot be
+            read.
     """
     try:
         return read_regular(path, lambda size: require_max_bytes(size, max_bytes, name))

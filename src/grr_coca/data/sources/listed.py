@@ -123,7 +123,13 @@ class ImageFiles(NamedTuple):
 
 
 class ListedPairs(PairSource):
-    """Pairs of a listing, in the order of its rows. Each row is a pair. Rows with the same path share an image."""
+    """Pairs of a listing, in the order of its rows. Each row is a pair. Rows with the same path share an image.
+
+    Args:
+        listing: Path of the listing.
+        rows: Rows of the listing.
+        images: Location of the images; see `locate_images`.
+    """
 
     def __init__(self, listing: Path, rows: ListedRows, images: ImageFiles) -> None:
         self.listing = listing
@@ -154,7 +160,11 @@ class ListedPairs(PairSource):
         )
 
     def image(self, index: int) -> bytes:
-        """Read the image of a row, even if the row has no caption."""
+        """Read the image of a row, even if the row has no caption.
+
+        Raises:
+            BadSample: If the row is invalid or has no path, or the image cannot be read.
+        """
         row = self._rows[index]
         name = self._name(index, row)
         if not row.path:
@@ -261,7 +271,8 @@ def locate_images(
         needs_images: Whether the images must exist.
 
     Raises:
-        UserError: If none of the files exists. The message names the folders.
+        UserError: If there are no paths, or if `needs_images` is True and none of the files exists or is in its folder.
+            The message names the folders.
     """
     first, refused = None, None
     for text in written:

@@ -65,19 +65,19 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
     - a folder of image features written by `grr-coca data features`; its file `pairs.jsonl` opens the original images
     - icons with their names: `iconify:PREFIX`, an Iconify JSON file, an SVG sprite, or an icon font
     - a corpus built in the user's cache: `cache:icons/train-*.tar`
-
     - remote tar shards, or remote Parquet tables with the bytes of images, after `grr-coca data index`:
       `s3://BUCKET/{00000..01242}.tar`, `https://…`
 
-    Nothing is executed, and nothing is downloaded except the package of `iconify:PREFIX`. Images are read on demand.
+    Nothing is executed, and nothing is downloaded except the package of `iconify:PREFIX` and the images of remote
+    shards and tables. Images are read on demand.
 
     Args:
         path: A file, a folder or a pattern. A split can be appended after `#`.
         needs_captions: Whether a table must have a caption column.
-        needs_images: Whether the images of a table must exist.
+        needs_images: Whether at least one of the first images of a table must exist.
 
     Raises:
-        UserError: If the path does not exist or cannot be read.
+        UserError: If the path does not exist, cannot be read, has an unsupported format, or contains no pairs.
     """
     path = str(path)
     if is_url(path):
@@ -89,15 +89,20 @@ def open_source(path: str | Path, needs_captions: bool = True, needs_images: boo
     files, split = find_files(path)
     if split is None and all(file.suffix.lower() == ".tar" and not file.is_dir() for file in files):
         return TarShards(files)
-    sources = [_open_one(file, split, needs_captions, needs_images) for file in files]
+    try:
+        sources = [_open_one(file, split, needs_captions, needs_images) for file in files]
+    except OSError as error:  # permission is denied, or the drive fails
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
     return sources[0] if len(sources) == 1 else Chain(sources)
 
 
 def require_exists(path: str) -> None:
     """Check that the path of a source exists, without reading the source.
 
+    For a URL, this sends requests. The package of `iconify:PREFIX` is downloaded if it is missing.
+
     Raises:
-        UserError: If the path does not exist.
+        UserError: If the path does not exist, or a URL is invalid or cannot be reached.
     """
     if is_url(path):
         remote_shards(path)
@@ -109,7 +114,7 @@ def remote_shards(pattern: str) -> list[RemoteFile]:
     """Find the remote tar shards and Parquet tables that match a URL pattern, and return their current state.
 
     Raises:
-        UserError: If a file is missing, or has another format.
+        UserError: If a file is missing or has another format, or `find_remote` rejects the pattern.
     """
     files = remote.find_remote(pattern)
     other = next((file for file in files if not file.name.lower().endswith((".tar", ".parquet"))), None)
@@ -121,10 +126,10 @@ def remote_shards(pattern: str) -> list[RemoteFile]:
 
 
 def find_files(path: str) -> tuple[list[Path], str | None]:
-    """Return the files or the folder that `open_source` opens, and the split after `#`.
+    """Return the files or the folder that `open_source` opens for a path, and the split after `#`, or None.
 
     Raises:
-        UserError: If the path does not exist or is empty.
+        UserError: If the path is empty, does not exist, or is a URL.
     """
     require_nonempty_path(path)
     files, split = _files(path)
@@ -140,7 +145,10 @@ def shards_of(folder: Path) -> list[Path]:
 
 
 def _files(path: str) -> tuple[list[Path], str | None]:
-    """Return the files or the folder that a path specifies, and the split after `#`, if given."""
+    """Return the files or the folder that a path specifies, and the split after `#`, or None.
+
+    The list is empty if no file matches. Files of a pattern with braces are returned even if they do not exist.
+    """
     path = expand_cache_prefix(path)
     if (reader := reader_that_owns(path)) is not None:
         return [reader.find_file(path)], None
@@ -370,7 +378,11 @@ def _file_names(folder: Path) -> dict[str, str]:
 
 
 def _tabbed_lines(path: Path) -> Iterator[tuple[int, str, str]]:
-    """Yield the number and the two cells of each line of a file."""
+    """Yield the number (from 1) and the two cells of each line of a file. Blank lines are skipped.
+
+    Raises:
+        UserError: If the file is not UTF-8, or a line has no tab.
+    """
     text = decode_text(path.read_bytes(), str(path))
     for number, line in enumerate(text.split("\n"), start=1):
         first, tab, second = line.rstrip("\r").partition("\t")

@@ -43,8 +43,15 @@ def open_parquet(
     `must_embed` is False, they may also contain paths of image files. A caption cell contains a text or a list of
     texts.
 
+    Args:
+        path: Path of the file.
+        needs_captions: Whether the table must have a caption column. If False, captions are not read.
+        needs_images: Whether at least one of the first image files must exist.
+        must_embed: Whether the table must contain the bytes of images.
+
     Raises:
-        UserError: If pyarrow is not installed, the file is corrupt, a column is missing, or a row group is too large.
+        UserError: If pyarrow is not installed, the file is missing or corrupt, a column is missing, ambiguous or of a
+            wrong type, a row group is too large, or image files are not found.
     """
     require_extra("parquet", f"{path}: reading Parquet")
     import pyarrow.parquet
@@ -333,7 +340,7 @@ _GROUPS: OrderedDict[tuple[_Table, int], Any] = OrderedDict()
 
 
 def _cached_group(table: _Table, group: int, name: str) -> Any:
-    """Return the cells of a row group.
+    """Return the cells of a row group, from the cache or from the file. The caller must hold `_READ_LOCK`.
 
     Raises:
         BadSample: If the table can no longer be read.

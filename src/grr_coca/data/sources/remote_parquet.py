@@ -31,8 +31,8 @@ def scan_table(path: Path) -> ShardIndex:
     """Index a local copy of a table. Bad rows are indexed with the cause of their error.
 
     Raises:
-        UserError: If the file is not a readable Parquet file, has no captions, or has image paths instead of image
-            bytes.
+        UserError: If the file is not a readable Parquet file, has no column of captions, or has image paths instead of
+            image bytes.
     """
     table = open_parquet(path, must_embed=True)
     assert isinstance(table, TableOfImages)
@@ -59,7 +59,7 @@ def scan_table(path: Path) -> ShardIndex:
 
 
 def largest_row_group(footer: bytes | memoryview) -> int:
-    """Return the number of rows in the largest row group."""
+    """Return the number of rows in the largest row group of a table, from its footer, or 1 without row groups."""
     from pyarrow.parquet import read_metadata
 
     return max(group_sizes(read_metadata(io.BytesIO(footer))), default=1)
@@ -90,12 +90,15 @@ class RemoteTable:
         return GroupBlock(self.file, int(self._starts[group]), int(self._starts[group + 1]), self, group)
 
     def spans(self, rows: np.ndarray) -> list[tuple[int, int]]:
-        """Return the start and end of each row group that contains at least one of the given rows."""
+        """Return the start and end of each row group that contains at least one of the given rows.
+
+        These are offsets in the file of images that the module's docstring describes.
+        """
         groups = np.unique(np.searchsorted(self._ends, rows, side="right"))
         return [(int(self._starts[group]), int(self._starts[group + 1])) for group in groups]
 
     def read(self, group: int) -> bytes:
-        """Read the images of a row group in one request.
+        """Read the images of a row group in one request. Each image is padded to a multiple of 512 bytes.
 
         Raises:
             UserError: If the table has changed, or if two attempts return corrupt data.

@@ -76,6 +76,9 @@ class TarShards(PairSource):
     Args:
         paths: Shards on this machine, and remote shards that `index_remote` has indexed.
 
+    Attributes:
+        truncated: The shards that are truncated. Only their complete pairs are valid.
+
     Raises:
         UserError: If a shard cannot be indexed, or a remote shard is not indexed.
     """
@@ -151,7 +154,11 @@ class TarShards(PairSource):
                     self._files[shard].will_need(start, end)
 
     def fetch(self, indices: Sequence[int] | np.ndarray) -> None:
-        """Fetch the remote blocks that `expect` would read."""
+        """Fetch the remote blocks that `expect` announces, into the cache.
+
+        Raises:
+            UserError: If a block cannot be fetched, or the disk is full.
+        """
         for shard, start, end in self._spans(indices):
             path = self.paths[shard]
             if isinstance(path, RemoteFile):
@@ -374,7 +381,11 @@ def _open_index(path: Path) -> tuple[ShardIndex, Path | None]:
 
 
 def write_index(index: ShardIndex, index_path: Path, shard: Path | RemoteFile) -> None:
-    """Write the index of `shard` to the file `index_path`, from which `_read_index` reads it."""
+    """Write the index of `shard` to the file `index_path`, from which `_read_index` reads it.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
     if isinstance(shard, RemoteFile) or index_path.parent != shard.parent:
         index_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     content = index.rows.tobytes() + index.keys
@@ -442,7 +453,7 @@ def _state(shard: Path | RemoteFile) -> dict[str, object]:
 
 
 def remote_index(file: RemoteFile) -> Path:
-    """Return the path of a remote shard's index."""
+    """Return the path of a remote shard's index in the user's cache. The file may not exist."""
     name = hashlib.blake2b(file.url.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     return user_cache() / "shards" / f"{name}.index"
 

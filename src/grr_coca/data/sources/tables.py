@@ -49,7 +49,17 @@ Parsed = TypeVar("Parsed")
 
 
 def open_json_lines(path: Path, needs_captions: bool = True, needs_images: bool = True) -> ListedPairs:
-    """Open a file of JSON lines. Each line is an object with an image path and a caption or a list of captions."""
+    """Open a file of JSON lines. Each line is an object with an image path and a caption or a list of captions.
+
+    Args:
+        path: Path of the file.
+        needs_captions: Whether the objects must have captions. If False, captions are not read.
+        needs_images: Whether at least one of the first images must exist.
+
+    Raises:
+        UserError: If the first rows have no column of paths or captions, or their images are not found.
+        OSError: If the file cannot be read, which `open_source` converts.
+    """
     starts = _line_starts(path, _byte_order_mark_size(path))
     first = _LineRows(path, starts, _JsonParser(None, None))
     names = next(filter(None, (_column_names(first, index) for index in range(min(len(first), 50)))), [])
@@ -63,6 +73,16 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
     """Open a CSV or TSV file that starts with a line of column names.
 
     If this line is missing, the file must have two columns: paths and captions.
+
+    Args:
+        path: Path of the file. The suffix `.tsv` means that cells are separated by tabs.
+        needs_captions: Whether the table must have a caption column. If False, captions are not read.
+        needs_images: Whether at least one of the first images must exist.
+
+    Raises:
+        UserError: If the first line cannot be read, a column is missing, a quote is not closed, or the images of the
+            first rows are not found.
+        OSError: If the file cannot be read, which `open_source` converts.
     """
     with path.open("rb") as file:
         header = file.readline(_MAX_ROW)

@@ -77,7 +77,10 @@ def stored_text_sizes(rows: np.ndarray) -> np.ndarray:
 
 
 def with_content(index: ShardIndex, file: BinaryIO) -> ShardIndex:
-    """Return an index with the checksums and texts, which are read from the shard."""
+    """Return an index to which the checksums of images and the texts of captions are added.
+
+    They are read from `file`, which is the shard.
+    """
     sums, texts = np.zeros(len(index), "<u4"), []
     kept = stored_text_sizes(index.rows)
     for row, entry in enumerate(index.rows):
@@ -218,7 +221,7 @@ def _add(entries: dict[str, _Entry], member: tarfile.TarInfo, file_size: int) ->
 
 
 def _has_several_captions(entries: dict[str, _Entry], file: BinaryIO) -> bool:
-    """Return whether `KEY.json` files contain a list `captions`.
+    """Return whether the first `KEY.json` contains a list `captions`, as then all of them do.
 
     `grr-coca data convert` writes such a list, but img2dataset does not.
     """

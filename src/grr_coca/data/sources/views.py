@@ -19,7 +19,7 @@ from grr_coca.data.tokenizer import clean_caption
 class View(PairSource):
     """Source whose pairs come from other sources.
 
-    A subclass must locate each pair, and overrides the methods for which this is not sufficient.
+    A subclass implements `_locate`, and overrides the methods whose result is not that of the located pair.
 
     Attributes:
         sources: All sources of the view's pairs.
@@ -53,7 +53,7 @@ class View(PairSource):
             source.fetch(inner)
 
     def _by_source(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[PairSource, list[int]]]:
-        """Yield the sources of some pairs, each with the sorted indices of these pairs in that source."""
+        """Yield the source of each run of pairs, with the sorted, distinct indices of these pairs in that source."""
         located = (self._locate(int(index)) for index in indices)
         for _, group in groupby(located, key=lambda found: id(found[0])):
             found = list(group)

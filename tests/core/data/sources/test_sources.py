@@ -6,6 +6,7 @@ import pickle
 import tarfile
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support import real_pairs, shard_members, warnings_of, with_caption, write_shard, write_tar
@@ -333,6 +334,14 @@ def test_folder_of_shards_opens_the_shards(tmp_path):
     write_shard(tmp_path / "1.tar", PAIRS[2:4])
     (tmp_path / "._0.tar").write_bytes(b"of the Finder")
     assert len(open_source(str(tmp_path))) == 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="the file whose reading fails is part of Linux")
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json", "pairs.token"])
+def test_table_on_a_failing_drive_raises_a_user_error(tmp_path, name):
+    (tmp_path / name).symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=rf"{name}: cannot be read \("):
+        open_source(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def main() -> None:
     try:
         from weasyprint import HTML
     except OSError as error:
-        sys.exit(f"WeasyPrint lacks a library of the system ({error}); try: apt-get install libpangoft2-1.0-0")
+        sys.exit(f"WeasyPrint needs a system library ({error}); install it, such as with apt-get install libpangoft2-1.0-0")
     out = DOCS / "_build" / "results.pdf"
     out.parent.mkdir(exist_ok=True)
     HTML(string=page(), base_url=str(DOCS)).write_pdf(out)
@@ -58,11 +58,11 @@ def page() -> str:
     box, models, rest = re.split(r"\n\n(?=\[The models\]|!\[)", rest, maxsplit=2)
     archive = (ROOT / "studies" / "README.md").read_text(encoding="utf-8")
     methods = between(archive, "## Method\n", "\nFormulas")
-    numbers = between(archive, "**The settings of the page in numbers.**", "\n## ")
+    numbers = between(archive, "**The settings of *Results* in numbers.**", "\n## ")
     authors = ", ".join(author["name"] for author in about["authors"])
     version = f"Version {about['version']}, {about['date-released']}. {about['license']}."
-    told = f"{box}\n\n{rest.replace('## Citation', '## Data and code')}"
-    body = f"{told}\n\n## Study design\n{methods}"
+    content = f"{box}\n\n{rest.replace('## Citation', '## Data and code')}"
+    body = f"{content}\n\n## Study design\n{methods}"
     parts = [
         f"<h1>{TITLE}</h1>",
         f'<p class="about">{html.escape(authors)}<br>{html.escape(version)}</p>',

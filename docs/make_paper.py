@@ -43,7 +43,7 @@ def main() -> None:
     try:
         from weasyprint import HTML
     except OSError as error:
-        sys.exit(f"WeasyPrint needs a system library ({error}); install it, such as with apt-get install libpangoft2-1.0-0")
+        sys.exit(f"WeasyPrint needs a system library ({error}); try: apt-get install libpangoft2-1.0-0")
     out = DOCS / "_build" / "results.pdf"
     out.parent.mkdir(exist_ok=True)
     HTML(string=page(), base_url=str(DOCS)).write_pdf(out)

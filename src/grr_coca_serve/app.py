@@ -38,12 +38,12 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
 
     Args:
         service: Shared state of the endpoints.
-        is_local: Whether only this machine can reach the server.
+        is_local: Whether only this machine can reach the server; see `Guard`.
         plugins: Names of entry points in the group `grr_coca.endpoints` of other distributions. Such an entry point
             adds routes only if it is listed here.
 
     Raises:
-        UserError: If a plug-in does not exist.
+        UserError: If no installed distribution has a plug-in of a given name.
     """
     # FastAPI's own /docs and /redoc are disabled, because they load scripts from other hosts.
     app = FastAPI(title="GRR-CoCa", version=grr_coca.__version__, docs_url=None, redoc_url=None)
@@ -70,7 +70,10 @@ def make_app(service: Service, *, is_local: bool, plugins: Sequence[str] = ()) -
 
 
 def _additional_endpoints(names: Sequence[str]) -> list[Endpoints]:
-    """Return the additional endpoints of this distribution, and those of other distributions that `names` lists."""
+    """Return the additional endpoints of this distribution, and those of other distributions that `names` lists.
+
+    An unknown name raises a `UserError`.
+    """
     found = list(own("grr_coca.endpoints").values())
     for name in names:
         known = others("grr_coca.endpoints")

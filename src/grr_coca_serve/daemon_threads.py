@@ -17,7 +17,7 @@ _MAX_REPLACED = 8
 
 
 class DaemonThreads:
-    """Threads that each process one piece of work at a time. They are abandoned when the process ends.
+    """Group of threads that process queued work, each one piece at a time. They do not keep the process from ending.
 
     A thread whose work takes too long is stalled. Another thread is started in its place, so that a stalled drive does
     not delay other files.
@@ -47,12 +47,12 @@ class DaemonThreads:
         return future
 
     async def do(self, work: Callable[..., Result], *arguments: Any) -> Result:
-        """Queue some work, and wait for its result."""
+        """Queue some work, and wait for its result without blocking the event loop. An error of the work is raised."""
         return await asyncio.wrap_future(self.put(work, *arguments))
 
     @property
     def num_stalled(self) -> int:
-        """Number of stalled threads."""
+        """Number of threads whose current work has already taken longer than `seconds`."""
         with self._lock:
             return self._count_stalled()
 

@@ -39,7 +39,7 @@ class Explainer:
         self._waiting = 0
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread after the work that is already queued. This method does not wait for it."""
         self._thread.close()
 
     def require(self) -> None:
@@ -54,10 +54,11 @@ class Explainer:
             )
 
     async def explain(self, data: bytes) -> dict[str, Any]:
-        """Return the caption of an image, and a heat map for each word of the caption.
+        """Return the content of an `ExplainAnswer`: the caption of an image, and a heat map for each of its words.
 
         Raises:
-            RequestError: If PyTorch is not installed, or too many images are waiting.
+            RequestError: If PyTorch is not installed, PyTorch cannot load the model, no image was sent, or too many
+                images are waiting.
             UserError: If the image cannot be read.
         """
         self.require()

@@ -34,6 +34,7 @@ _THREADS = 4
 _SECONDS = 10.0
 """Number of seconds that a request waits for a file before it gets a placeholder."""
 _SECONDS_UNTIL_LATE = 30.0
+"""Number of seconds after which a file that is being read counts as stalled."""
 _SECONDS_TO_CHECK = 2.0
 """Number of seconds that a search waits while the existence of files is checked."""
 _SECONDS_WITHOUT_CHECK = 30.0
@@ -68,7 +69,7 @@ class PictureFiles:
 
     @property
     def num_stalled(self) -> int:
-        """Number of files that have been stalled for at least half a minute."""
+        """Number of files that have been read for more than half a minute, usually because their drive is stalled."""
         return self._workers.num_stalled
 
     async def read(self, entry: "Entry") -> bytes:
@@ -111,8 +112,9 @@ class PictureFiles:
         return decode_image(data, name, to_srgb=True, at_least=(2 * side, 1), side=side)
 
     async def thumbnail(self, entry: "Entry", side: int) -> bytes | None:
-        """Return an image as WebP, with sides of at most `side` pixels, or None if its file is missing, corrupt or
-        stalled.
+        """Return an image as WebP, with sides of at most `side` pixels.
+
+        Return None if the file of the image is missing, corrupt or stalled, or may not be shown.
         """
         key = (entry.name, entry.stamp, side)
         known = self._thumbnails.get(key)
@@ -130,10 +132,10 @@ class PictureFiles:
         return known
 
     def files_exist(self, entries: "Iterable[Entry]") -> dict[str, bool]:
-        """Return whether image files exist and may be shown, by `Entry.file`. Do not call this from the event-loop
-        thread.
+        """Return whether image files exist and may be shown, by `Entry.file`.
 
-        Stalled files count as existing.
+        Do not call this from the event-loop thread. If a check takes longer than two seconds, all files count as
+        existing, and so do the files of all calls in the next half minute.
         """
         files = list({entry.file for entry in entries})
         if time.monotonic() < self._skip_checks_until:

@@ -38,7 +38,7 @@ _MAX_PUBLIC_BYTES = 4096
 """Maximum size of the body of a request that does not need a key. The largest such body contains the key itself, which
 the page sends to `/session`."""
 _COMMON_HEADERS = [(b"cross-origin-resource-policy", b"same-origin")]
-"""Headers of every response. Without the first one, any web page could show an image of the index, or test whether the
+"""Headers of every response. Without this header, any web page could show an image of the index, or test whether the
 image exists."""
 SECONDS_TO_SEND = 300.0
 """Number of seconds after which a response that the client does not read is truncated."""
@@ -51,11 +51,11 @@ class Limits:
     """Resource limits for requests.
 
     Attributes:
-        max_bytes: Maximum size of a body.
-        max_pixels: Maximum size of an image.
-        seconds: Maximum time from the end of the body to the start of the response.
-        body_seconds: Maximum time to send the body.
-        max_held_bytes: Maximum total size of all bodies in memory.
+        max_bytes: Maximum size of a body, in bytes.
+        max_pixels: Maximum number of pixels of an image.
+        seconds: Maximum time from the end of the body to the start of the response, in seconds.
+        body_seconds: Maximum time to send the body, in seconds.
+        max_held_bytes: Maximum total size of all bodies in memory, in bytes.
     """
 
     max_bytes: int = 20 * 2**20
@@ -70,8 +70,11 @@ class Key:
 
     The cookie contains only a hash of the key. All replicas of a server that have the same key accept the same cookie.
 
+    Attributes:
+        session: Value of the cookie.
+
     Raises:
-        UserError: If the key is empty, or cannot be sent in a request.
+        UserError: If the key is empty, too long, or cannot be sent in a request.
     """
 
     def __init__(self, key: str) -> None:
@@ -114,7 +117,8 @@ def _digest(content: bytes) -> bytes:
 class _Exchange:
     """Request and its response.
 
-    `has_begun` and `is_complete` state whether sending the response has started or finished.
+    `status` is the status of the response, and 499 until there is a response. `has_begun` and `is_complete` state
+    whether sending the response has started or finished.
     """
 
     receive: Receive
@@ -136,7 +140,12 @@ class Guard:
         queued_paths: Paths whose requests use the queue of the model.
         require_capacity: Function that raises a `RequestError` if the queue is full. It is called before the body is
             read. Such an early rejection takes a third of the time of a later one, and delays accepted requests less.
-        is_local: Whether only this machine can reach the server.
+        is_local: Whether only this machine can reach the server. Without a key, requests to other hosts than localhost
+            are then rejected.
+
+    Attributes:
+        is_draining: Whether the server is stopping. New requests are then rejected.
+        in_flight: Number of requests that are being handled.
     """
 
     def __init__(
@@ -277,7 +286,11 @@ class Guard:
     # --- Response
 
     async def _run_app(self, scope: Scope, exchange: _Exchange, body: bytes) -> None:
-        """Run the application until it has answered, its time has run out, or the client disconnects."""
+        """Run the application until it has answered, its time has run out, or the client disconnects.
+
+        Raises:
+            RequestError: If the time has run out.
+        """
         deadline = time.monotonic() + self._limits.seconds
         scope["state"] = {**scope.get("state", {}), DEADLINE: deadline}
         is_gone = asyncio.Event()
@@ -352,9 +365,10 @@ def _is_json(scope: Scope) -> bool:
 
 
 def _require_same_site(method: str, headers: dict[bytes, bytes]) -> None:
-    """Reject requests from pages of other sites. Clients other than browsers do not send these headers.
+    """Raise a `RequestError` if a page of another site sent the request.
 
-    Links to the page are allowed. Behind a proxy, the origin is compared with the `Host` header that the proxy sends.
+    Clients other than browsers do not send the headers that show this. Links to the page are allowed. Behind a proxy,
+    the origin is compared with the `Host` header that the proxy sends.
     """
     # Browsers send this header to HTTPS servers and to servers on the same machine. Pages cannot change it.
     site = headers.get(b"sec-fetch-site")
@@ -376,7 +390,7 @@ _HOST = re.compile(r"(?:\[(?P<six>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::[0-9]*)
 
 
 def _is_local_host(host: bytes) -> bool:
-    """Return whether a `Host` header is localhost or a loopback address."""
+    """Return whether a `Host` header is localhost, a loopback address, or empty. The port does not matter."""
     found = _HOST.fullmatch(host.decode("latin-1").strip().lower())
     if found is None:
         return False
@@ -385,7 +399,7 @@ def _is_local_host(host: bytes) -> bool:
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether only this machine can reach an address."""
+    """Return whether a text is a loopback IP address, which only this machine can reach."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

@@ -30,7 +30,10 @@ class LruCache(Generic[Key, Value]):
             return self._values[key][0]
 
     def get_or_make(self, key: Key, make: Callable[[], Value], weigh: Callable[[Value], int] = lambda _: 1) -> Value:
-        """Return the value of a key. If the value is not stored, create and store it."""
+        """Return the value of a key. If the value is not stored, create and store it.
+
+        Several threads may create the same value at the same time. `weigh` returns the weight of the value.
+        """
         value = self.get(key)
         if value is None:
             value = make()
@@ -38,9 +41,15 @@ class LruCache(Generic[Key, Value]):
         return value
 
     def put(self, key: Key, value: Value, weight: int = 1) -> None:
-        """Store a value, and drop the least recently used values if the total weight is too large."""
+        """Store a value, and drop the least recently used values if the total weight is too large.
+
+        A value whose own weight is too large is not stored, and only replaces an earlier value of its key.
+        """
         with self._lock:
-            self._weight += weight - self._values.pop(key, (None, 0))[1]
+            self._weight -= self._values.pop(key, (None, 0))[1]
+            if weight > self._size:
+                return
+            self._weight += weight
             self._values[key] = value, weight
             while self._weight > self._size:
                 self._weight -= self._values.popitem(last=False)[1][1]

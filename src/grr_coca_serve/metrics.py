@@ -10,7 +10,7 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """Counters and histograms of one server."""
+    """Metrics of one server, which its parts update while they work."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

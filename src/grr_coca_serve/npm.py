@@ -16,7 +16,7 @@ _SECONDS = 600
 
 @dataclass(frozen=True)
 class NpmPackage:
-    """A version of an npm package. Archives with another SHA-256 are rejected."""
+    """Version of an npm package, and the SHA-256 by which the caller checks its archive."""
 
     name: str
     version: str
@@ -36,19 +36,20 @@ def fetch_archive(
     check: Callable[[Path], object] = lambda _: None,
     reason: Callable[[str], str | None] = lambda _: None,
 ) -> Path:
-    """Make npm write the archive of a package to a folder, atomically.
+    """Make npm write the archive of a package to a folder, atomically, and return the path of the archive.
 
     Args:
         package: NAME or NAME@VERSION.
         folder: Target folder, which is created if missing.
         by_hand: Description of the manual alternative, for error messages.
-        check: Function that validates the archive before it is stored. If a truncated archive were stored, every later
-            run would fail.
+        check: Function that raises an error if the archive is invalid. It is called before the archive is stored,
+            because every later run would fail with a truncated archive.
         reason: Function that converts the output of npm to an error message. If it returns None, the message quotes the
             first line of the output.
 
     Raises:
-        UserError: If npm is not installed, fails or times out, or the folder cannot be written to.
+        UserError: If npm is not installed, fails or times out, or the folder cannot be written to. Errors of `check`
+            are passed on.
     """
     npm = shutil.which("npm")
     if npm is None:

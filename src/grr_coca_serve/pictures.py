@@ -73,7 +73,7 @@ async def picture_and_options(request: Request, model: type[Options]) -> tuple[b
     in the query, or next to the image in the form or the JSON.
 
     Raises:
-        RequestError: If a key is unknown, or a value is invalid.
+        RequestError: If the body is not valid JSON or not a valid form, a key is unknown, or a value is invalid.
     """
     given = _parse_query(request, model)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -124,7 +124,12 @@ def validate_options(model: type[Options], given: Mapping[str, Any]) -> Options:
 
 
 def validation_error(error: Any, names: "Mapping[str, Any] | None" = None) -> RequestError:
-    """Convert a Pydantic validation error to an error response."""
+    """Convert a Pydantic validation error to an error response that names the invalid key.
+
+    Args:
+        error: The validation error.
+        names: Valid keys, from which the message suggests a key if the key is unknown.
+    """
     # If a value may have several types, Pydantic reports errors for each type. The deepest error is for the type that
     # matches best.
     first = max(error.errors(), key=lambda one: len(one["loc"]))
@@ -148,7 +153,10 @@ def _parse_query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
 
 
 def _add_option(given: dict[str, Any], name: str, value: str, model: type[BaseModel]) -> None:
-    """Add a value from a query or form. A key whose value is a list may be repeated."""
+    """Add a value from a query or form to `given`. Only a key whose value is a list may be repeated.
+
+    Other repeated keys raise a `RequestError`.
+    """
     field = model.model_fields.get(name)
     if field is not None and "list" in str(field.annotation):
         given.setdefault(name, []).append(value)
@@ -207,7 +215,7 @@ class PictureReader:
         self._drawing = DaemonThreads(_DRAW_THREADS, "draw")
 
     def close(self) -> None:
-        """End the threads."""
+        """End the threads after the work that is already queued. This method does not wait for them."""
         self._decoding.close()
         self._drawing.close()
 
@@ -225,7 +233,7 @@ class PictureReader:
         return np.asarray(preprocess.decode_square(data, _NAME, **self._decoding_options(preprocess)))
 
     def decoded(self, data: bytes, preprocess: "Preprocess") -> Image.Image:
-        """Decode an image at full size, for display.
+        """Decode an image for display, at full size. JPEG files above 25 megapixels may be scaled down.
 
         Raises:
             RequestError, UserError: If the data are not an image, or exceed a limit.

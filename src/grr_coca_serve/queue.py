@@ -89,11 +89,16 @@ class ModelQueue:
 
     Args:
         load: Function that loads the model. It is called in the model's thread.
-        capacity: Maximum number of waiting and active requests.
+        capacity: Maximum number of images for which slots are reserved. A request without images counts as one image.
         seconds: Maximum waiting time of a request. Fewer than `capacity` requests are accepted if more could not be
             answered in this time.
         metrics: Metrics that count the batches.
         on_failure: Function that is called in the model's thread if the model cannot be loaded.
+
+    Attributes:
+        in_use: Number of images that requests wait for, or that are being processed.
+        max_batch: Maximum number of images or texts in a batch.
+        model: The model, or None until it has been loaded.
     """
 
     def __init__(
@@ -123,7 +128,7 @@ class ModelQueue:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread after its current batch. Waiting jobs fail."""
+        """End the thread after its current batch, and wait for this. Waiting jobs fail. Call `start` before."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -167,9 +172,12 @@ class ModelQueue:
         wait = self.in_use * self._seconds_per_item
         if self.in_use + weight > self.capacity or wait > self.seconds:
             seconds = max(1, math.ceil(wait))
+            reason = f"limit {self.capacity}"
+            if self.in_use + weight <= self.capacity:
+                reason = f"which will take {wait:.1f} s, limit {self.seconds:g} s"
             raise RequestError(
                 429,
-                f"too many requests are waiting: {self.in_use} (limit {self.capacity}); try again in {seconds} s",
+                f"too many requests are waiting: {self.in_use} ({reason}); try again in {seconds} s",
                 retry_after=seconds,
             )
 
@@ -184,12 +192,21 @@ class ModelQueue:
         on_text: Callable[[str], None] | None = None,
         num_tags: int = 0,
     ) -> "Future[Description]":
-        """Caption, embed and tag an image.
+        """Queue an image for its caption, embedding and tags, and return the future of the result.
 
         Captions from beam search, and several captions per image, are not streamed, but all returned at the end.
 
+        Args:
+            pixels: Input square of the model.
+            expires: Time, by the monotonic clock, after which the job fails if it has not started.
+            prompt: Start of the caption.
+            options: Decoding options.
+            on_text: Function that gets each new piece of the caption. It is called in the model's thread.
+            num_tags: Number of tags.
+
         Raises:
             UserError: If tags are requested for sampled captions.
+            RequestError: If the server is stopping.
         """
         decoded = with_beams(options) if num_tags else options
         if decoded.num_beams > 1 or decoded.num_captions > 1:
@@ -198,12 +215,22 @@ class ModelQueue:
         return self._put([_Job(kind, pixels, expires, Future(), on_text)])[0]
 
     def embed_images(self, images: Sequence[Pixels], expires: float) -> "list[Future[np.ndarray]]":
-        """Embed images."""
+        """Queue images, and return the future of each image's embedding, E. For `expires`, see `caption`.
+
+        Raises:
+            RequestError: If the server is stopping.
+        """
         kind = _Kind("embed_images")
         return self._put([_Job(kind, pixels, expires, Future()) for pixels in images])
 
     def embed_texts(self, texts: Sequence[str], expires: float) -> "list[Future[np.ndarray]]":
-        """Embed texts, which must not be empty."""
+        """Queue texts, which must not be empty, and return the future of each text's embedding, E.
+
+        For `expires`, see `caption`.
+
+        Raises:
+            RequestError: If the server is stopping.
+        """
         kind = _Kind("embed_texts")
         return self._put([_Job(kind, text, expires, Future()) for text in texts])
 
@@ -241,7 +268,7 @@ class ModelQueue:
                     return batch
 
     def _take_batch(self, kind: _Kind) -> list[_Job]:
-        """Remove and return the oldest jobs of a kind, and drop expired jobs."""
+        """Remove and return the oldest jobs of a kind, at most `max_batch`. Expired and canceled jobs are dropped."""
         batch: list[_Job] = []
         remaining: deque[_Job] = deque()
         now = time.monotonic()
@@ -319,7 +346,11 @@ class QueuedModel:
         self._queue, self._seconds = queue, seconds
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the model."""
+        """Return an attribute of the model.
+
+        Raises:
+            RequestError: If the model is still being loaded.
+        """
         return getattr(self._queue.ready(), name)
 
     def embed_texts(self, texts: Sequence[str], **_: object) -> Float[np.ndarray, "N E"]:
@@ -349,7 +380,7 @@ class QueuedModel:
         return self._run_in_batches(lambda some, expires: [caption(one, expires) for one in some], self._pixels(images))
 
     def describe(self, image: Image.Image) -> Description:
-        """Describe an image; see `describe_many`."""
+        """Describe an image; see `describe_many`, also for errors."""
         return self.describe_many([image])[0]
 
     def _pixels(self, images: Sequence[Image.Image]) -> list[Pixels]:

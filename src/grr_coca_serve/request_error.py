@@ -61,7 +61,7 @@ class RequestError(Exception):
 
 
 def _cut(text: str, max_bytes: int) -> str:
-    """Return the longest prefix of a text that needs at most this many bytes in JSON."""
+    """Return a text, truncated and followed by `…` if it needs more than about `max_bytes` bytes in JSON."""
     cut = text[:max_bytes]
     while len(json_bytes(cut)) > max_bytes:
         cut = cut[: len(cut) * 3 // 4]
@@ -69,7 +69,11 @@ def _cut(text: str, max_bytes: int) -> str:
 
 
 def to_request_error(error: Exception) -> RequestError:
-    """Convert an exception to an error response. Details of internal errors are only logged, and not sent."""
+    """Convert an exception to an error response.
+
+    An invalid image gets status 413 or 415, and another `UserError` 422. Status 503 means that the server lacked memory
+    or time. Any other error is internal: it is logged, and the response, with status 500, does not contain its details.
+    """
     if isinstance(error, RequestError):
         return error
     if isinstance(error, BadSample):
@@ -90,7 +94,7 @@ def json_bytes(content: object) -> bytes:
 
 
 def json_list(rows: Iterable[object]) -> bytes:
-    """Convert a list to JSON in UTF-8. It is encoded row by row, so that other threads can run in between."""
+    """Convert rows to a JSON list in UTF-8. They are encoded one by one, so that other threads can run in between."""
     return b"[" + b",".join(map(json_bytes, rows)) + b"]"
 
 

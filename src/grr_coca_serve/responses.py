@@ -9,12 +9,12 @@ from grr_coca_serve.request_error import RequestError, json_bytes
 
 
 def json_response(content: object) -> Response:
-    """Create a JSON response."""
+    """Create a JSON response with status 200."""
     return Response(json_bytes(content), media_type="application/json")
 
 
 def error_response(error: RequestError) -> Response:
-    """Create the response for an error."""
+    """Create the JSON response for an error, with its status and headers."""
     return Response(json_bytes(error.content), error.status, error.headers, "application/json")
 
 

@@ -44,7 +44,7 @@ Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT, description="number of hits to 
 
 
 class Strict(BaseModel):
-    """Model that rejects unknown keys."""
+    """Pydantic model that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -70,9 +70,10 @@ class ErrorAnswer(BaseModel):
 class IndexedPicture(BaseModel):
     """Image of the index.
 
-    `id` is valid as long as the index contains the image. `date` is in UTC, and `size` in bytes. `is_vector` states
-    whether the image is an SVG file, which is available at `/vector/ID`. `svg` is the source of this file, if the
-    source was requested and is small.
+    `id` is valid as long as the index contains the image. `date` is in UTC, `size` in bytes, `width` and `height` in
+    pixels. `is_there` states whether the file exists and may be shown. `is_vector` states whether the image is an SVG
+    drawing, which is available at `/vector/ID`. `svg` is the source of this drawing, if the source was requested and is
+    small.
     """
 
     id: str
@@ -112,8 +113,8 @@ _STATUS_DESCRIPTIONS = {
     413: "Too many bytes or pixels",
     415: "Not a readable image",
     422: "A key or value is invalid",
-    429: "Too many requests; `Retry-After` says when to try again",
-    501: "PyTorch is not installed",
+    429: "Too many requests; `Retry-After` states when to try again",
+    501: "PyTorch is not installed, or cannot load the model",
     503: "Not ready, or stopping",
     504: "Too busy to answer in time",
 }
@@ -122,7 +123,14 @@ _EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 def answers(model: Any, *statuses: int, streams: bool = False, success: int = 200) -> dict[int | str, dict[str, Any]]:
-    """Return the responses of an endpoint for OpenAPI: the schema of its answer, and its errors."""
+    """Return the responses of an endpoint for OpenAPI: the schema of its answer, and its errors.
+
+    Args:
+        model: Schema of the answer. None if the answer is not JSON.
+        statuses: Error statuses, in addition to those that all endpoints have.
+        streams: Whether the answer can also be a stream of server-sent events.
+        success: Status of the answer.
+    """
     errors: dict[int | str, dict[str, Any]] = {
         status: {"model": ErrorAnswer, "description": _STATUS_DESCRIPTIONS[status]}
         for status in (*_COMMON_STATUSES, *statuses)
@@ -152,7 +160,7 @@ def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> di
         {"name": name, "in": "query", "required": False, "schema": option, "description": option.get("description", "")}
         for name, option in options.items()
     ]
-    needed = f" Needed: {', '.join(required)}." if required else ""
+    needed = f" Required: {', '.join(required)}." if required else ""
     return {
         "parameters": parameters,
         "requestBody": {

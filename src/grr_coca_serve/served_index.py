@@ -1,7 +1,7 @@
 """Index of the server. It is searched page by page, browsed, and reopened if another index has replaced it.
 
-All methods run in threads. New images of a growing index are found immediately, because every read sees the newest
-state.
+Call the methods from threads other than that of the event loop, because they read files. New images of a growing index
+are found immediately, because every read sees the newest state.
 """
 
 import math
@@ -127,7 +127,7 @@ class ServedIndex:
         self._groups = LruCache[str, list[list[int]]](1)
 
     def close(self) -> None:
-        """Close the index."""
+        """Close the store. A later use opens it again."""
         self._open.close()
 
     @property
@@ -152,6 +152,8 @@ class ServedIndex:
     def open_for_tools(self) -> Index:
         """Open the index again, for agent tools. Its model is the server's model, used through the queue.
 
+        The caller must close the returned index.
+
         Raises:
             UserError: If the index does not exist, or belongs to another model.
             RequestError: If the model is still being loaded.
@@ -167,7 +169,11 @@ class ServedIndex:
         return Index(store, self._model)
 
     def state(self) -> tuple[int, str]:
-        """Return the number of images, and a text that changes with the index."""
+        """Return the number of images, and a text that changes with the index.
+
+        Raises:
+            RequestError: If the index was deleted or cannot be read. This also applies to all methods below.
+        """
         with self._open.use() as store, store.snapshot():
             return len(store), self._open.revision(store)
 
@@ -176,13 +182,19 @@ class ServedIndex:
     def search(
         self, query: Query, *, where: str | None, offset: int, limit: int, expires: float, svg: bool = False
     ) -> dict[str, Any]:
-        """Return up to `limit` hits of a query from position `offset` on, best first.
+        """Return the content of a `SearchAnswer` with up to `limit` hits from position `offset` on, best first.
 
-        If `svg` is true, the hits include the sources of small SVG files.
+        Args:
+            query: The query.
+            where: Filter that hits must match, or None.
+            offset: Number of hits to skip.
+            limit: Maximum number of hits.
+            expires: Time, by the monotonic clock, by which the model must have answered.
+            svg: Whether the hits include the sources of small SVG files.
 
         Raises:
             UserError: If the filter or the query is invalid.
-            RequestError: If the time has run out.
+            RequestError: If the time has run out, or the model is still being loaded.
         """
         model = _QueryModel(self._queue, self._curve, self._model.thesaurus, self._captions, expires)
         with self._open.use() as store:
@@ -224,7 +236,7 @@ class ServedIndex:
     # --- Browsing
 
     def pictures(self, where: str | None, offset: int, limit: int, svg: bool = False) -> dict[str, Any]:
-        """Return up to `limit` images of the index from position `offset` on, newest first.
+        """Return the content of a `PicturesAnswer`: up to `limit` images from position `offset` on, newest first.
 
         If `svg` is true, they include the sources of small SVG files. Only one thread may call this method.
 
@@ -267,7 +279,8 @@ class ServedIndex:
     def facets(self) -> list[Facet]:
         """Return the fields by which images can be filtered, with their values.
 
-        Only one thread may call this method.
+        Only one thread may call this method. While an index grows, its values are counted again at most every
+        `_SECONDS_OF_FACETS` seconds.
         """
         with self._open.use() as current:
             revision = self._open.revision(current)
@@ -300,9 +313,10 @@ class ServedIndex:
             return self._counted.get_or_make(key, lambda: value_counts(store, fields or known, tree))
 
     def duplicates(self, offset: int, limit: int) -> dict[str, Any]:
-        """Return the sizes and the first images of some groups of duplicate images, the largest group first.
+        """Return the content of a `GroupsAnswer`: up to `limit` groups of duplicates from position `offset` on.
 
-        Only one thread may call this method.
+        The largest group comes first. Only the first images of each group are included. Only one thread may call this
+        method.
         """
         with self._open.use() as store:
             every = self._groups.get_or_make(
@@ -325,7 +339,7 @@ class ServedIndex:
 def _hit(
     hit: Hit, copies: Sequence[Entry], can_tell: bool, there: Mapping[str, bool], drawings: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Convert a hit and its near-duplicates to JSON."""
+    """Convert a hit and its near-duplicates to a dictionary for JSON. The relevance is None if it is not valid."""
     relevance = hit.relevance if can_tell else None
     shown = [picture(copy, there) for copy in copies]
     return {**picture(hit.entry, there, drawings), "score": hit.score, "relevance": relevance, "copies": shown}
@@ -420,12 +434,17 @@ class _QueryModel:
         self._expires = expires
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embed texts, M E."""
+        """Return the embeddings of texts, M E.
+
+        Raises:
+            UserError: If a text is empty.
+            RequestError: If the time has run out. This also applies to the methods below.
+        """
         cleaned = [clean_query(text, "a text of the query") for text in texts]
         return np.stack(self._results(self._model.embed_texts(cleaned, self._expires)))
 
     def embed_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embed captions, M E. An empty caption yields zeros."""
+        """Return the embeddings of captions, M E. An empty caption yields zeros."""
         found = {caption: self._captions.get(caption) for caption in captions}
         missing = [caption for caption, vector in found.items() if vector is None and caption.strip()]
         if missing:
@@ -437,7 +456,7 @@ class _QueryModel:
         return np.array(vectors, np.float32).reshape(len(captions), len(nothing))
 
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
-        """Embed the captions of a sample, M E."""
+        """Return the embeddings of the captions of a sample, M E."""
         return self.embed_captions(captions)
 
     def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:

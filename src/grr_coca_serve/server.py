@@ -70,7 +70,9 @@ class ServeOptions:
         pictures: Folders whose images are shown. If empty, all images are shown, or none if the index was imported.
         model: Name or folder of the model. If this is None, the model of the index is used, or the default model if the
             server has no index.
-        capacity: Maximum number of waiting requests.
+        engine: Engine that runs the model; see `grr_coca.load`.
+        host, port: Address to listen on. Port 0 means any free port.
+        capacity: Capacity of the model's queue; see `ModelQueue`.
         opens_browser: Whether to open the page in a browser.
         plugins: Plug-ins; see `make_app`.
     """
@@ -88,10 +90,10 @@ class ServeOptions:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket whose connections send data immediately.
+    """Open a listening socket whose connections send data immediately (`TCP_NODELAY`).
 
     Raises:
-        UserError: If the port is in use, or the host is not an address of this machine.
+        UserError: If the port is in use or not permitted, or the host is not an address of this machine.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -107,9 +109,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def _max_connections() -> int:
-    """Return the maximum number of connections that the open-file limit allows.
+    """Return the maximum number of connections that the open-file limit allows, at most `_MAX_CONNECTIONS`.
 
-    If the limit is too low, it is first raised as far as possible.
+    If the limit is too low, it is first raised for this process as far as possible.
     """
     if resource is None:
         return _MAX_CONNECTIONS
@@ -150,8 +152,16 @@ def _visibility_note(folders: Sequence[Path], was_imported: bool) -> str:
 class RunningServer:
     """Running server, from the opening of its port to its shutdown.
 
+    Args:
+        options: Options of the server.
+        print_line: Function that prints a line for the user.
+
+    Attributes:
+        service: Shared state of the endpoints.
+
     Raises:
-        UserError: If the port is in use, the model or index does not exist, or the index belongs to another model.
+        UserError: If the port is in use, the model, index or a plug-in does not exist, the index belongs to another
+            model, or the key in the environment is invalid.
     """
 
     def __init__(self, options: ServeOptions, print_line: Callable[[str], None]) -> None:
@@ -231,7 +241,9 @@ class RunningServer:
         self._server.handle_exit(signal.SIGTERM, None)
 
     def run(self) -> None:
-        """Serve requests until SIGTERM or Ctrl-C. Requests that have been accepted are still answered.
+        """Load the model, and serve requests until SIGTERM or Ctrl-C. Accepted requests are still answered then.
+
+        Call this once. Afterwards, all threads and files of the server are closed.
 
         Raises:
             UserError: If the model cannot be loaded.
@@ -242,7 +254,9 @@ class RunningServer:
         service.queue.start()
         self._print_line(f"serving {self._describe()} at {self.address} (Ctrl-C stops)")
         if not self._is_local and service.key is None:
-            self._print_line(f"anyone who can reach this machine can use it; set {KEY_VARIABLE} to require a key")
+            self._print_line(
+                f"anyone who can reach this machine can use the server; set {KEY_VARIABLE} to require a key"
+            )
         if self._visibility_note:
             self._print_line(self._visibility_note)
         if self._opens_browser:
@@ -273,14 +287,14 @@ class RunningServer:
 
 
 def _load_model(folder: Path, engine: str) -> ImageTextModel:
-    """Load the model, and wait until a decoder for the first image is ready."""
+    """Load the model, and wait until a subprocess is ready to decode the first image."""
     model = grr_coca.load(folder, engine=engine)
     helpers.wait(DECODING)
     return model
 
 
 class _Server(uvicorn.Server):
-    """Server that answers accepted requests before it stops. New requests get status 503 in the meantime."""
+    """Uvicorn server that answers accepted requests before it stops. New requests get status 503 in the meantime."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
@@ -295,18 +309,18 @@ class _Server(uvicorn.Server):
         """
         hangup = getattr(signal, "SIGHUP", None)
         is_main = threading.current_thread() is threading.main_thread()
-        is_own_lock = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
-        if hangup is not None and is_own_lock:
+        handles_hangup = is_main and hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL
+        if hangup is not None and handles_hangup:
             signal.signal(hangup, self.handle_exit)
         try:
             with super().capture_signals():
                 yield
         finally:
-            if hangup is not None and is_own_lock:
+            if hangup is not None and handles_hangup:
                 signal.signal(hangup, signal.SIG_DFL)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start serving requests."""
+        """Start serving requests, and handle errors of the event loop with `_log_loop_error`."""
         asyncio.get_running_loop().set_exception_handler(self._log_loop_error)
         await super().startup(sockets)
 
@@ -341,7 +355,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop the server."""
+        """Stop the server: immediately after a second signal, and otherwise when all connections are closed."""
         aborting = asyncio.create_task(self._abort_connections())
         await super().shutdown(sockets)
         aborting.cancel()
@@ -371,7 +385,7 @@ class _Protocol(H11Protocol):
     _send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Handle a new connection."""
+        """Start the time limit for headers of a new connection, and close an idle connection if there are too many."""
         super().connection_made(transport)
         self._last_received = self.loop.time()
         self._expect("headers")
@@ -391,7 +405,7 @@ class _Protocol(H11Protocol):
             self.connections.discard(silent)
 
     def data_received(self, data: bytes) -> None:
-        """Handle a received part of a request."""
+        """Handle a received part of a request, and start or stop the time limit for the next part."""
         self._last_received = self.loop.time()
         is_new = self.conn.their_state is h11.IDLE and self._expected_data is None
         super().data_received(data)
@@ -402,7 +416,7 @@ class _Protocol(H11Protocol):
             self._expect(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Handle the end of a connection."""
+        """Stop the time limits of a connection that has ended."""
         self._expect(None)
         self._stop_send_timer()
         super().connection_lost(exc)
@@ -417,7 +431,7 @@ class _Protocol(H11Protocol):
         self._limit_unread_bytes()
 
     def _limit_unread_bytes(self) -> None:
-        """If the total size of unread answers is too large, close the connections with the oldest ones."""
+        """Close the connections with the oldest unread answers while the total size of unread answers is too large."""
         unread = [one for one in self.connections if isinstance(one, _Protocol) and one._send_timer is not None]
         unread.sort(key=lambda one: one._send_timer.when() if one._send_timer is not None else 0.0)
         excess = sum(one.transport.get_write_buffer_size() for one in unread) - MAX_UNREAD_BYTES
@@ -437,7 +451,7 @@ class _Protocol(H11Protocol):
             self._send_timer = None
 
     def on_response_complete(self) -> None:
-        """Handle the end of a response."""
+        """Start the time limit for the rest of the request if its body was rejected before all of it had arrived."""
         super().on_response_complete()
         if self.conn.their_state is h11.SEND_BODY:
             self._expect("end of a rejected body")

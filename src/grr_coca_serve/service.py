@@ -39,11 +39,16 @@ class Service:
 
     Attributes:
         model_name: Name that clients use for the model.
+        queue: Queue of the model.
+        reader: Decoder of images in requests.
+        explainer: Explainer that computes heat maps.
         index: Served index, or None.
-        title: Name of the index.
+        key: Key that requests must send, or None.
         threads: Threads for searches and short reads of the index.
         browsing, counting, grouping: Threads that compute lists of images, facets and duplicates. This work reads the
             entire index, and may take minutes.
+        title: Name of the index. Empty without an index.
+        classifiers: Cache of zero-shot classifiers, by their labels and templates.
     """
 
     model_name: str
@@ -79,12 +84,13 @@ class Service:
         """Decode an image to the pixels that the model takes as its input.
 
         Raises:
-            RequestError: If the data are not an image, or the image is too large.
+            RequestError: If there are no data, or the model is still being loaded.
+            UserError: If the data are not an image, or the image exceeds a limit.
         """
         return await self.reader.square(data, self.queue.ready().preprocess)
 
     def num_tokens(self, text: str) -> int:
-        """Return the number of tokens in a text."""
+        """Return the number of tokens in a text, without special tokens such as [BOS]."""
         return len(self.queue.ready().tokenizer.encode(text)) if text else 0
 
     def max_tokens_after(self, prompt: str) -> int:
@@ -95,11 +101,11 @@ class Service:
         return max(1, self.queue.ready().engine.context_length - self.num_tokens(prompt) - 3)
 
     async def classifier(self, labels: list[str], templates: list[str], expires: float) -> ZeroShotClassifier:
-        """Return the zero-shot classifier for some labels. Recent classifiers are cached, because the same labels
-        often recur.
+        """Return the zero-shot classifier for some labels. Recent classifiers are cached, because labels often recur.
 
         Raises:
             UserError: If there are duplicate labels, or a template has no `{}`.
+            RequestError: If the texts were not embedded by the time `expires`, or the server is stopping.
         """
         key = (tuple(labels), tuple(templates))
         known = self.classifiers.get(key)
@@ -112,11 +118,11 @@ class Service:
         return known
 
     async def embedded(self, inputs: "list[str | bytes]", expires: float) -> Float[np.ndarray, "N E"]:
-        """Embed texts and images (given as bytes), in order.
+        """Return the embeddings of texts, and of images (given as bytes), in the same order.
 
         Raises:
-            RequestError: If an image cannot be read.
-            UserError: If a text is empty.
+            UserError: If a text is empty, or an image cannot be read.
+            RequestError: If the inputs were not embedded by the time `expires`, or the server is stopping.
         """
         cleaned = [clean_query(one, f"input {n}") if isinstance(one, str) else one for n, one in enumerate(inputs)]
         rows: dict[int, np.ndarray] = {}
@@ -153,16 +159,18 @@ class QueueSlot:
         self._queue, self._held = queue, held
 
     def take(self, weight: int = 1) -> None:
-        """Take the slot. `weight` is the number of images in the request.
+        """Take the slot. `weight` is the number of images in the request. A request without images has weight 1.
 
         Raises:
-            RequestError: If the queue is full.
+            RequestError: If the queue is full, or the model is still being loaded.
         """
         self._held.enter_context(self._queue.reserve_slot(weight))
 
 
 class QueuedRoute(APIRoute):
-    """Route of an endpoint that has a parameter of type `Place`. `APIRouter(route_class=QueuedRoute)` creates it.
+    """Route of an endpoint that takes a slot in the model's queue, through a parameter annotated with `Place`.
+
+    `APIRouter(route_class=QueuedRoute)` creates such routes.
 
     While the model's queue is full, the guard rejects requests to this route before it reads their bodies.
     """

@@ -147,6 +147,7 @@ class Library:
 
     Attributes:
         entries, vectors: Images in display order, with their embeddings, N E.
+        facets: Fields by which images can be filtered, with their values.
         groups: Groups of near-duplicates, as lists of positions.
         others: Positions of each image's equivalents in other icon sets, with their probabilities. None if unknown.
         drawings: SVG drawing of each image, as its view box and its body, which the page displays and copies. If this
@@ -288,8 +289,10 @@ def _columns(entries: Sequence[Entry], there: Sequence[bool], vectors: Sequence[
 
 
 def _pack_column(column: Any) -> Any:
-    """Return a column. If its values often repeat, return the list of different values (`of`) and the indices of the
-    column's values in this list (`at`) instead.
+    """Return a column in the form in which it is written.
+
+    If texts in the column often repeat, this is the list of different texts (`of`), and the index of each row's text in
+    this list (`at`). If the column is a dictionary of columns, each of these is converted. Other columns are unchanged.
     """
     if isinstance(column, dict):
         return {key: _pack_column(values) for key, values in column.items()}
@@ -305,7 +308,7 @@ def _pack_column(column: Any) -> Any:
 def _shown_names(entries: Sequence[Entry]) -> list[str]:
     """Return the names of images relative to their common folder, so that the names do not contain local folders.
 
-    If they have no common folder, names are relative to the parents of the indexed folders.
+    If they have no common folder, names are relative to the parents of the indexed folders. Equal names get a number.
     """
     folders = {folder for entry in entries if (folder := _folder_of(entry))}
     try:
@@ -327,7 +330,7 @@ def _shown_names(entries: Sequence[Entry]) -> list[str]:
 
 
 def _folder_of(entry: Entry) -> str:
-    """Return the folder of an image's file, or an empty text if the image comes from a package."""
+    """Return the folder of an image's file, or an empty text if the path is not absolute, as for icons of a package."""
     file = entry.name.partition(": ")[0] if entry.file.endswith(PACK_SUFFIX) else entry.file or entry.name
     return os.path.dirname(file) if os.path.isabs(file) else ""  # noqa: PTH117, PTH120
 
@@ -407,9 +410,9 @@ MAX_ENCODER_BYTES = 30_000_000
 
 
 def read_page_encoder(graphs: Path) -> CheckpointFiles | None:
-    """Return the files of a model whose third-party image encoder is a graph next to the model's own graphs.
+    """Return the checkpoint files of a model if its third-party image encoder is a graph next to its own graphs.
 
-    Return None if the model does not have such an encoder.
+    Return None if the folder does not have such a graph.
 
     Args:
         graphs: Folder of the graphs; see `write_site`.
@@ -469,7 +472,8 @@ def write_site(
         on_progress: Called while thumbnails are written.
 
     Raises:
-        UserError: If the graphs are corrupt, or the disk is full or cannot be written to.
+        UserError: If the graphs are corrupt, if the page does not support the tokenizer or the image encoder of the
+            model, or if the disk is full or cannot be written to.
     """
     verify_folder(graphs)
     manifest = read_json(graphs / MANIFEST)
@@ -620,9 +624,10 @@ def _write_adapted(folder: Path, site: Path) -> dict[str, str]:
 
 
 def _count_loaded_bytes(site: Path) -> int:
-    """Return the number of bytes that a browser loads before it can search.
+    """Return the number of bytes that a browser loads before it can search, apart from the page's own files.
 
-    These are the compressed files, except for those with equivalents in other icon sets.
+    These are the files of the runtime, the model and the library, except for licences, scripts, and lists of
+    equivalents in other icon sets.
     """
     loaded = (path for part in ("runtime", "model", "library") for path in (site / part).glob("*"))
     later = (".txt", ".js")

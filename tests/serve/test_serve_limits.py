@@ -153,7 +153,8 @@ def test_only_requests_that_can_be_answered_in_time_are_admitted(gate):
     with serving(limits=Limits(seconds=2)) as client, waiting(client, gate, 5):
         answer = client.post("/caption", GUITAR)
         assert answer.status == 429
-        assert "too many requests are waiting: 5 (limit 64); try again in 3 s" in answer.reason()
+        assert "too many requests are waiting: 5 (which will take 2." in answer.reason()
+        assert " s, limit 2 s); try again in 3 s" in answer.reason()
 
 
 @pytest.mark.ci

@@ -28,10 +28,10 @@ def run(
     """Write a folder of static files for any web host: a page that captions and searches images in the browser.
 
     No data is sent to a server, and the page works offline once it has been loaded. The images of the index are
-    included, scaled down, and their paths are relative to their common folder. If the model is adapted, its base
-    captions dropped images. The page runs the third-party image encoder that a model was trained with, up to 30 MB.
-    Without the encoder's graph, or if the model was adapted to features in place of images, images can be searched only
-    by text.
+    included, scaled down, and their paths are relative to their common folder. If the model is adapted, its base model
+    captions the images that users drop on the page. If the model was trained with a third-party image encoder, the page
+    also runs this encoder, up to 30 MB. Without the encoder's graph, or if the model was adapted to features in place
+    of images, images can be searched only by text.
 
     Args:
         out: new folder for the site.

@@ -38,9 +38,9 @@ def run(
         port: port to listen on; 0 for any free port.
         open: open the page in a browser.
         engine: onnx (on a CPU) or torch; auto chooses by a fixed rule.
-        queue: maximum number of waiting requests; further requests are rejected (429).
-        seconds: maximum time for an answer, after which a request is rejected (504).
-        max_megabytes: maximum size of a request.
+        queue: maximum number of images that are waiting or being processed; further requests are rejected (429).
+        seconds: maximum time until an answer begins, after which a request is rejected (504).
+        max_megabytes: maximum size of the body of a request.
         max_megapixels: maximum size of an image.
         plugin: add the endpoints of another installed distribution.
     """
@@ -52,7 +52,7 @@ def run(
         raise UserError(f"--port must be from 0 to 65535, got {port}")
     for folder in pictures:
         if not folder.is_dir():
-            raise UserError(f"--pictures {folder}: no such folder; pass an existing folder")
+            raise UserError(f"--pictures {folder}: not found, or not a folder; pass an existing folder")
     require_extra("serve", "serving")
     from grr_coca_serve.guard import Limits
     from grr_coca_serve.server import RunningServer, ServeOptions

@@ -22,7 +22,7 @@ router = APIRouter(route_class=QueuedRoute)
 
 
 class CaptionOptions(Strict):
-    """Decoding options: those of `GenerationOptions`, with limits, and the start of the caption (`prompt`)."""
+    """Options of `GenerationOptions`, with limits, the start of the caption (`prompt`), and the number of tags."""
 
     prompt: Annotated[str, Field(max_length=500)] = ""
     num_captions: Annotated[int, Field(ge=1, le=8)] = 1
@@ -42,10 +42,10 @@ class CaptionOptions(Strict):
     ] = 0
 
     def generation(self) -> GenerationOptions:
-        """Return the decoding options.
+        """Return the decoding options, without the prompt and the number of tags.
 
         Raises:
-            UserError: If options contradict each other.
+            UserError: If an option is out of range, or options contradict each other.
         """
         return GenerationOptions(**self.model_dump(exclude={"prompt", "tags"}))
 
@@ -107,13 +107,16 @@ async def caption(request: Request, service: ThisService, place: Place) -> Respo
 
 
 def _confidence_and_tags(found: Description) -> dict[str, object]:
-    """Return the confidence and the tags of a caption, as far as they are known."""
+    """Return the confidence of a caption and the tags of its image for JSON. Unknown values are None."""
     tags = [{"tag": tag.text, "probability": tag.probability} for tag in found.tags]
     return {"confidence": found.confidence, "unfamiliar": found.unfamiliar, "tags": tags}
 
 
 async def _caption_events(pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
-    """Yield the events of a caption: the text so far after each token, and finally the complete text or an error."""
+    """Yield the server-sent events of a caption: the text so far after each new piece, and finally `done` or `error`.
+
+    `done` has the complete text, its confidence and the tags.
+    """
     text = ""
     try:
         async for piece in pieces:

@@ -269,7 +269,7 @@ def _picture_of(messages: list[Message]) -> bytes:
     """Return the last image of the conversation.
 
     Raises:
-        RequestError: If the conversation has no image, or if the image is given as a remote URL.
+        RequestError: If the conversation has no image, or if the last image is not a valid data URI.
     """
     for message in reversed(messages):
         for part in reversed(message.content if isinstance(message.content, list) else []):
@@ -316,7 +316,7 @@ def _options(given: ChatInput, service: Service, prompt: str) -> GenerationOptio
 
 
 class _Answer:
-    """Writer of the answer to one request."""
+    """Writer of the answer to one request: `complete` for a single response, or `events` for a streamed response."""
 
     def __init__(self, given: ChatInput, service: Service, prompt: str) -> None:
         self._given, self._service = given, service
@@ -330,7 +330,7 @@ class _Answer:
         }
 
     def complete(self, found: Description) -> dict[str, Any]:
-        """Return the complete answer."""
+        """Return the complete answer for JSON, with a choice for each caption."""
         choices = [
             {
                 "index": number,
@@ -343,7 +343,7 @@ class _Answer:
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": self._usage(found)}
 
     async def events(self, pieces: AsyncIterator[str | Description]) -> AsyncIterator[bytes]:
-        """Yield the answer in chunks as the caption is generated."""
+        """Yield the answer in chunks as the caption is generated. An error during this becomes a chunk."""
         sent: dict[int, str] = {}
         try:
             yield self._chunk({"role": "assistant", "content": ""})
@@ -370,7 +370,10 @@ class _Answer:
         yield server_sent("[DONE]")
 
     def _unsent_chunk(self, text: str, number: int, sent: dict[int, str]) -> bytes:
-        """Return a chunk with the unsent part of a text, or an empty chunk if all of it has been sent."""
+        """Return a chunk with the unsent part of a text, or no bytes if all of the text has been sent.
+
+        `sent` has the sent text of each choice, and is updated.
+        """
         more = text[len(sent.get(number, "")) :]
         sent[number] = text
         return self._chunk({"content": more}, number) if more else b""
@@ -383,7 +386,7 @@ class _Answer:
         return {**self._head, "object": "chat.completion.chunk"}
 
     def _cut_at_stop_text(self, text: str) -> str:
-        """Return the text before the first stop text."""
+        """Return the part of a caption before the first stop text after the prompt, or all of it if there is none."""
         ends = [place for stop in self._stops if (place := text.find(stop, len(self._prompt))) >= 0]
         return text[: min(ends)] if ends else text
 

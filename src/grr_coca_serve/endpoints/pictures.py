@@ -100,7 +100,7 @@ async def duplicates(service: ThisService, offset: _Skip = 0, limit: _Count = 50
     responses=answers(None, 404, 422) | {200: {"content": {"image/webp": {}, "image/svg+xml": {}}}},
 )
 async def image(identity: str, service: ThisService, side: Annotated[int, Query(ge=64, le=1600)] = 320) -> Response:
-    """Return a scaled-down image of the index, or a placeholder if its file is missing."""
+    """Return a scaled-down image of the index, or a placeholder if its file is missing, unreadable or not shown."""
     index = service.require_index()
     content = await index.files.thumbnail(await service.run_in_thread(index.entry, identity), side)
     if content is None:

@@ -19,7 +19,8 @@ router = APIRouter()
 class InfoAnswer(BaseModel):
     """Description of the server. `pictures` is the number of images in the index, or null if the server has no index.
 
-    `revision` changes whenever the index changes.
+    `title` is the name of the index; it is empty without an index. `engine` is the engine and its precision. `revision`
+    changes whenever the index changes. `can` lists the capabilities of the server.
     """
 
     title: str
@@ -101,7 +102,10 @@ async def metrics(service: ThisService) -> Response:
 
 @router.post("/session", status_code=204, responses=answers(None, 422, success=204))
 async def session(given: SessionInput, request: Request, service: ThisService) -> Response:
-    """Exchange the key for a cookie. The page needs one, because browsers request its images without the key."""
+    """Exchange the key for a cookie, which the page needs because browsers request its images without the key.
+
+    If the server does not require a key, no cookie is set.
+    """
     if service.key is None:
         return Response(status_code=204)
     if not service.key.matches(given.key):

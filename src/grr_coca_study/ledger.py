@@ -37,10 +37,10 @@ class Digests:
     """Valid digests of recipes and data. Rows with other digests do not count.
 
     Attributes:
-        recipes: Digests of recipes by arm and stage, for the points that are run with the plan's seeds, in grid order.
-            A stage is missing until the choices on which it depends have been made.
+        recipes: Digests of recipes by arm and stage, for the runs with the plan's seeds. A stage is missing until the
+            choices of settings on which it depends have been made.
         data: Digests of data by stage, pretraining first.
-        trials: Digests of recipes by arm and stage, for the points that are run with the tuning seeds.
+        trials: Digests of recipes by arm and stage, for the points that are run with the tuning seeds, in grid order.
     """
 
     recipes: dict[str, dict[str, tuple[str, ...]]]

@@ -45,7 +45,7 @@ def import_open_clip(
         f"open_clip's CoCa of {parameters / 1e6:.1f} M parameters, {checkpoint.preprocess.image_size} px, is in {out}"
     )
     if checkpoint.caution:
-        print(f"caution: {checkpoint.caution}")
+        print(f"warning: {checkpoint.caution}")
 
 
 def export_open_clip(checkpoint: CheckpointFlag, out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]) -> None:
@@ -64,4 +64,4 @@ def export_open_clip(checkpoint: CheckpointFlag, out: Annotated[Path, tyro.conf.
     from grr_coca_open_clip.checkpoints.write import write_open_clip
 
     write_open_clip(from_pretrained(folder), out)
-    print(f"open_clip loads it: open_clip.create_model_and_transforms('local-dir:{out}')")
+    print(f"written to {out}; load it with open_clip.create_model_and_transforms('local-dir:{out}')")

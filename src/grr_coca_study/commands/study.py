@@ -176,7 +176,7 @@ def print_status(folder: Path) -> int:
     stages = stage_names(plan)
     width = max(len(arm.name) for arm in plan.arms)
     seeds = f"{len(plan.seeds)} seed{'' if len(plan.seeds) == 1 else 's'}"
-    print(f"{'arm':<{width}}  {'  '.join(stages)}   finished of {seeds}, at all points of a grid")
+    print(f"{'arm':<{width}}  {'  '.join(stages)}   finished of {seeds}")
     for arm in plan.arms:
         counts = [sum((arm.name, seed, stage) not in unfinished for seed in plan.seeds) for stage in stages]
         print(

@@ -22,17 +22,17 @@ HEAD = """\
 
 ```
 grr-coca COMMAND --help              # all options of a command
-python -m grr_coca COMMAND --help    # the same, where the command is not on the path
+python -m grr_coca COMMAND --help    # the same, if the command is not on the PATH
 ```
 
 | exit code | meaning |
 |---|---|
-| 0 | done; files that could not be read are listed |
-| 1 | a command that works through many files could read none of them; `lint` or `match --check` found something |
-| 2 | wrong use, or something that cannot be done, such as writing to a full disk |
-| 128 + number of the signal | a signal stopped a run; it is saved |
+| 0 | success; unreadable files are listed |
+| 1 | a command that processes files could read none of them, or `lint` or `match --check` found something |
+| 2 | invalid arguments, or an operation that is impossible, such as writing to a full disk |
+| 128 + number of the signal | a signal stopped the run, which was saved |
 
-An option without a default is off, or is chosen as its text says.
+An option without a default is off, unless its description states otherwise.
 """
 
 SAME_FOR_ALL = re.compile(

@@ -102,7 +102,7 @@ def read_regular(path: str | Path, check_size: Callable[[int], object]) -> bytes
 
 
 def _open_descriptor(path: str | Path) -> tuple[int, int]:
-    """Open a regular file, and return its descriptor and its size in bytes."""
+    """Open a regular file, and return its descriptor and its size in bytes; see `open_regular` for errors."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | BINARY)
     status = os.fstat(descriptor)
     if stat.S_ISREG(status.st_mode):

@@ -148,7 +148,7 @@ def _distributions() -> Mapping[str, "os.DirEntry[str]"]:
 
 
 def _metadata_folders(folder: str) -> list["os.DirEntry[str]"]:
-    """Return the metadata folders of distributions in a folder, which is empty if the folder cannot be read.
+    """Return the metadata folders of distributions in a folder, or an empty list if the folder cannot be read.
 
     Installers write `NAME-VERSION.dist-info`, and older installers write `NAME.egg-info`.
     """

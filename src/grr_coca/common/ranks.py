@@ -46,7 +46,7 @@ class Ranks:
 
     @classmethod
     def current(cls, device: torch.device, patient: dist.ProcessGroup | None = None) -> "Ranks":
-        """Return the ranks as seen by this process. Without a process group, this process is the only rank."""
+        """Return this process as a rank of the default process group, or as the only rank if there are no groups."""
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device, patient)
@@ -133,9 +133,9 @@ SIGUSR1."""
 class StopSignals:
     """Context that counts the signals in `SIGNALS`, so that a run can stop at a suitable point.
 
-    The first signal of each kind is only counted, and the second takes effect immediately: it gets the handler from
-    before the context. Signals that the process ignores are still ignored. Outside the main thread, the context has no
-    effect, because Python sets handlers only there.
+    The first signal of each kind is only counted. The second takes effect immediately, because the handler from before
+    the context is restored. Signals that the process ignores are still ignored. Outside the main thread, the context
+    has no effect, because Python sets handlers only there.
 
     Under torchrun, only the third SIGTERM or SIGUSR1 takes effect immediately, because a process can receive the same
     signal twice: schedulers send these signals to all processes, and torchrun forwards those that it receives.

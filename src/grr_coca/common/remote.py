@@ -198,6 +198,9 @@ def _list_folders(urls: Sequence[str]) -> dict[str, RemoteFile]:
     """List the folders that contain at least `_MIN_LISTED` of the URLs, and return the files at these URLs, by URL.
 
     Folders on web servers are not listed. Files that a listing omits, or lists without a size, are not in the result.
+
+    Raises:
+        UserError: If a folder does not exist or cannot be listed.
     """
     folders: dict[str, int] = {}
     for url in urls:

@@ -265,7 +265,7 @@ def _colours(rng: np.random.Generator, number: int) -> Float[np.ndarray, "C 3"]:
 
 
 def _random_ink_and_ground(rng: np.random.Generator) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
-    """Return random colours for ink and background, with enough contrast between them."""
+    """Return random colours, 0 … 1, for ink and background, whose grey values differ by at least `_MIN_CONTRAST`."""
     while True:
         ink, ground = rng.uniform(0, 1, (2, 3))
         if abs((ink - ground) @ np.array(LUMA)) >= _MIN_CONTRAST:

@@ -65,7 +65,7 @@ class DatasetStats:
     truncated_shards: list[str] = field(default_factory=list)
 
     def add_bad_pair(self, error: BadSample) -> None:
-        """Count a bad pair."""
+        """Count a bad pair, and keep the message if it is one of the first of its cause."""
         self.broken[str(error.cause)] += 1
         examples = self.examples.setdefault(str(error.cause), [])
         if len(examples) < _NUM_EXAMPLES:

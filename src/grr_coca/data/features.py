@@ -97,7 +97,9 @@ class FeatureHeader:
         if self.version != FORMAT:
             raise UserError(f"version must be {FORMAT}, got {self.version}; update grr-coca, or compute features again")
         if self.num_images < 1 or self.images_per_shard < 1:
-            raise UserError("num_images and images_per_shard must be at least 1")
+            raise UserError(
+                f"num_images and images_per_shard must be at least 1, got {self.num_images} and {self.images_per_shard}"
+            )
 
     @property
     def num_shards(self) -> int:

@@ -127,7 +127,7 @@ def find_images(arguments: Sequence[str], exclusions: Exclusions | None = None) 
 
     Args:
         arguments: Files, folders, patterns, tar shards, tables or icon sets; see `iterate_images`.
-        exclusions: Rules that exclude files and folders. If None, only hidden and deleted files are excluded.
+        exclusions: Rules that exclude files and folders. If None, only those that `Exclusions` always excludes.
 
     Raises:
         UserError: If there are no arguments, an argument is empty or contains no image, or a table cannot be read. A

@@ -36,7 +36,10 @@ def paint_drawing(image: Float[Tensor, "3 S S"], paint: Paint) -> Float[Tensor, 
 
 
 def _colour_drawing(image: Float[Tensor, "3 S S"], paint: Paint) -> tuple[Float[Tensor, "3 S S"], Float[Tensor, "S S"]]:
-    """Return the drawing in the colours of the paint, and the coverage of each pixel by the drawing."""
+    """Return the drawing in the colours of the paint, and the coverage of each pixel by the drawing, 0 … 1.
+
+    The colours are unchanged if the paint has no palette, or if the drawing is coloured or barely differs from white.
+    """
     dark = 1 - torch.tensordot(torch.tensor(LUMA), image, 1)
     lowest = image.amin(0)
     whites = _label_areas(lowest > _WHITE)

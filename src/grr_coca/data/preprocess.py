@@ -79,7 +79,7 @@ class Framing:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if not 1 <= self.max_enlargement < math.inf:
-            raise UserError(f"max_enlargement must be at least 1, got {self.max_enlargement}")
+            raise UserError(f"max_enlargement must be finite and at least 1, got {self.max_enlargement}")
 
     def frame(self, image: Image.Image) -> "Frame | None":
         """Return the square around the drawing of an RGB image, or None if the image is not to be framed."""

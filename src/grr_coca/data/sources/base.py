@@ -155,7 +155,7 @@ class SourceReader(Protocol):
         """Return the file of an argument that `owns` accepts. If necessary, the file is downloaded first.
 
         Raises:
-            UserError: If the source does not exist.
+            UserError: If the source does not exist, or cannot be downloaded.
         """
         ...
 

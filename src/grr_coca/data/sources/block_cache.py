@@ -51,7 +51,8 @@ class BlockCache:
         The block is fetched if it is not in the cache.
 
         Raises:
-            UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full or not writable.
+            UserError: If the block cannot be fetched; see `RemoteFile.read`.
+            DiskError: If the disk is full or not writable, or the file is removed each time before it can be opened.
         """
         for _ in range(_MAX_TRIES):
             path = self.fetch(block)
@@ -65,10 +66,13 @@ class BlockCache:
         )
 
     def fetch(self, block: RemoteBlock) -> Path:
-        """Fetch a block if it is missing, and return the path of its file. Other processes wait for the block.
+        """Fetch a block if it is missing, and return the path of its file.
+
+        If another process is already fetching the block, this waits until the block is there.
 
         Raises:
-            UserError: If the block cannot be fetched (see `RemoteFile.read`), or the disk is full or not writable.
+            UserError: If the block cannot be fetched; see `RemoteFile.read`.
+            DiskError: If the disk is full or not writable.
         """
         path = self._path(block)
         try:

@@ -157,7 +157,11 @@ class _ParquetRows:
         return self._length
 
     def __getitem__(self, index: int) -> ListedRow:
-        """Read one row."""
+        """Read one row.
+
+        Raises:
+            BadSample: If a text is not UTF-8.
+        """
         try:
             image = None if self._images is None else self._images[index].as_py()
             caption = None if self._captions is None else self._captions[index].as_py()
@@ -243,7 +247,10 @@ class TableOfImages(ListedPairs):
 class RowGroups:
     """Cells of a column of bytes, which are read by row group.
 
-    `column` is the name of the column, and `metadata` is the footer of the table.
+    Args:
+        path: Path of the table.
+        column: Name of the column.
+        metadata: Footer of the table.
 
     Raises:
         UserError: If a row group is too large.

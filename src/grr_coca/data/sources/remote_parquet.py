@@ -85,7 +85,7 @@ class RemoteTable:
         self._starts = blocks[np.append(0, self._ends)] * tarfile.BLOCKSIZE
 
     def block(self, offset: int) -> "GroupBlock":
-        """Return the row group that contains the image at an offset."""
+        """Return the block of the row group that contains the image at an offset in the file of images."""
         group = int(np.searchsorted(self._starts, offset, side="right")) - 1
         return GroupBlock(self.file, int(self._starts[group]), int(self._starts[group + 1]), self, group)
 

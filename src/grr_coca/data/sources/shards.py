@@ -144,7 +144,8 @@ class TarShards(PairSource):
     def expect(self, indices: Sequence[int] | np.ndarray) -> None:
         """Announce that the given pairs will be read at about the same time.
 
-        When one of the pairs is read, the part of its shard that contains these pairs is read as one block.
+        When one of the pairs is read from a remote shard, the part of the shard that contains these pairs is fetched as
+        one block. If the source is large, the system is asked to read this part of a local shard in advance.
         """
         for shard, start, end in self._spans(indices):
             self._expected.setdefault(shard, {})[start] = end

@@ -75,7 +75,8 @@ def open_delimited(path: Path, needs_captions: bool = True, needs_images: bool =
     If this line is missing, the file must have two columns: paths and captions.
 
     Args:
-        path: Path of the file. The suffix `.tsv` means that cells are separated by tabs.
+        path: Path of the file. If the suffix is `.tsv`, cells are separated by tabs. Otherwise, the delimiter is the
+            comma, tab, semicolon or vertical bar that occurs most often in the first line.
         needs_captions: Whether the table must have a caption column. If False, captions are not read.
         needs_images: Whether at least one of the first images must exist.
 
@@ -185,7 +186,11 @@ class _JsonParser:
         self._image, self._caption = image, caption
 
     def __call__(self, text: str) -> ListedRow:
-        """Return the path and the captions of the object."""
+        """Return the path, which is empty if it is missing or not a text, and the captions of the object.
+
+        Raises:
+            ValueError: If the text is not a JSON object.
+        """
         record = _object(text)
         image = record.get(self._image)
         return ListedRow(image if isinstance(image, str) else "", as_captions(record.get(self._caption)))
@@ -221,7 +226,11 @@ class _DelimitedParser:
         self._quoting = quoting
 
     def __call__(self, text: str) -> ListedRow:
-        """Return the path and the caption of the row."""
+        """Return the path and the caption of the row.
+
+        Raises:
+            ValueError: If the row has too few cells, or more cells than the table has columns.
+        """
         cells = self._cells(text)
         if len(cells) <= max(self._image, self._caption or 0):
             raise ValueError(f"expected {len(self._names)} cells, found {len(cells)}")
@@ -296,12 +305,19 @@ def _csv_starts(path: Path, start: int, delimiter: str) -> np.ndarray:
 
 
 def _to_latin(line: bytes) -> str:
-    """Convert a line in any encoding to a text that `csv` can split. Only quotes and delimiters are preserved."""
+    """Convert a line in any encoding to a text that `csv` splits into the same cells. Only the cells' content differs.
+
+    Carriage returns within the line become spaces.
+    """
     return _RETURN_IN_LINE.sub(" ", line.decode("latin-1"))
 
 
 def _require_closed_quote(path: Path, starts: Sequence[int], delimiter: str) -> None:
-    """Check that the last quote is closed. Otherwise, all following rows would become one row."""
+    """Check that the last quote is closed. Otherwise, all following rows would become one row.
+
+    Raises:
+        UserError: If the last quote is not closed.
+    """
     row = max(len(starts) - 1, 1)
     with path.open("rb") as file:
         file.seek(starts[row - 1])

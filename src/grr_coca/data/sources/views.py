@@ -206,7 +206,7 @@ def read_valid_pair(source: PairSource, index: int) -> RawPair:
     """Read one pair, and check that its image can be decoded and that its captions are valid texts.
 
     Raises:
-        BadSample: If the pair is bad.
+        BadSample: If the pair cannot be read, its image cannot be decoded, or a caption is empty or not UTF-8.
     """
     pair = source[index]
     for caption in pair.captions:
@@ -219,7 +219,7 @@ def read_valid_captions(source: PairSource, index: int) -> tuple[str, ...]:
     """Read and check the captions of a pair, without changing them or reading the image.
 
     Raises:
-        BadSample: If the pair or a caption is bad.
+        BadSample: If the captions cannot be read, or a caption is empty or not UTF-8.
     """
     captions, name = source.captions(index), source.name(index)
     for caption in captions:

@@ -34,7 +34,7 @@ class DivergedError(UserError):
 
 
 class CorruptDataError(UserError):
-    """Corruption of a file: its content is not what was written, or is incomplete."""
+    """Corruption of a file: its content is incomplete, or differs from the content that was written."""
 
 
 class DiskError(UserError):

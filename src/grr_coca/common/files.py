@@ -46,7 +46,7 @@ def is_offline() -> bool:
 
 
 def models_cache() -> Path:
-    """Return the folder of downloaded and imported models."""
+    """Return the folder of downloaded and imported models in the user's cache. The folder may not exist."""
     return user_cache() / "models"
 
 

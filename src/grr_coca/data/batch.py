@@ -54,7 +54,7 @@ class FeatureTokens(NamedTuple):
     mask: Bool[Tensor, "B N"] | None = None
 
     def map_tensors(self, move: Callable[[Tensor], Tensor]) -> "FeatureTokens":
-        """Apply a function, such as a copy to a device, to all tensors."""
+        """Return the results of a function, such as a copy to a device, for all tensors."""
         return FeatureTokens(move(self.tokens), None if self.mask is None else move(self.mask))
 
     @classmethod

@@ -43,7 +43,7 @@ def pixels(data: bytes, name: str, *, side: int | None = None, **options: Any) -
 
 
 def check(data: bytes, name: str, *, renderer: str | None = None) -> Answer:
-    """Check that an image can be decoded. The result is empty."""
+    """Check that an image can be decoded. The returned dict and bytes are empty."""
     decode_in_process(data, name, renderer=renderer)
     return {}, b""
 

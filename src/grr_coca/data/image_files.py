@@ -101,7 +101,7 @@ class ImageFile:
         return ByteRange(Path(self.name)).read() if self.source is None else self.source()
 
     def read_or_error(self) -> bytes | UserError:
-        """Return the bytes of the image, or the error if they cannot be read."""
+        """Return the bytes of the image, or the error if they cannot be read or do not fit into memory."""
         try:
             return self.read()
         except UserError as error:

@@ -273,5 +273,5 @@ def num_kept(num_patches: int, share: float) -> int:
 
 
 def kept_patches(num_patches: int, share: float, rng: np.random.Generator) -> Int[Tensor, " K"]:
-    """Return a random sample of patches to keep if the fraction `share` is dropped, in ascending order."""
+    """Return the indices of random patches to keep, in ascending order, if the fraction `share` is dropped."""
     return torch.from_numpy(np.sort(rng.permutation(num_patches)[: num_kept(num_patches, share)]))

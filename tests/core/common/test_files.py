@@ -179,3 +179,10 @@ def test_manifest_with_impossible_entries_is_corrupt(folder, manifest):
 def test_missing_json_file_is_reported_as_missing(tmp_path):
     with pytest.raises(UserError, match=r"manifest\.json: no such file$"):
         read_json(tmp_path / MANIFEST)
+
+
+def test_long_json_list_is_abbreviated_in_the_message(tmp_path):
+    (tmp_path / MANIFEST).write_text(json.dumps(list(range(100_000))))
+    with pytest.raises(UserError, match=r"expected a mapping of keys to values, found \[0, 1, .*\.\.\.\]$") as caught:
+        read_json(tmp_path / MANIFEST)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 200

@@ -63,7 +63,12 @@ class PairSource(Protocol):
         ...
 
     def __getitem__(self, index: int) -> RawPair:
-        """Read one pair."""
+        """Read one pair.
+
+        Raises:
+            BadSample: If the captions or the image cannot be read. The image is not decoded.
+            IndexError: If the index is not below the number of pairs.
+        """
         ...
 
     def caption(self, index: int) -> str:
@@ -71,7 +76,11 @@ class PairSource(Protocol):
         return self.captions(index)[0]
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """Read all captions of a pair, without reading the image."""
+        """Read all captions of a pair, without reading the image.
+
+        Raises:
+            BadSample: If the captions cannot be read, or the source knows without reading it that the image is missing.
+        """
         ...
 
     def name(self, index: int) -> str:

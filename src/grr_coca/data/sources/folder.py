@@ -60,7 +60,7 @@ class ImageFolder(PairSource):
         return str(self._path(index))
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the names of all images."""
+        """Yield the number and the names of all images."""
         yield digest_header(self)
         yield from self.names.buffers()
 

@@ -37,7 +37,7 @@ class ListedRow(NamedTuple):
 
 
 class ListedRows(Protocol):
-    """Rows of a listing."""
+    """Rows of a listing, each with the path and the captions of an image and possibly other columns."""
 
     def __len__(self) -> int: ...
 
@@ -140,7 +140,7 @@ class ListedPairs(PairSource):
         return len(self._rows)
 
     def digest_parts(self) -> Iterator[bytes | memoryview]:
-        """Yield the name and size of the listing."""
+        """Yield the number of rows, and the name and size of the listing."""
         yield digest_header(self)
         yield digest_file(self.listing)
 

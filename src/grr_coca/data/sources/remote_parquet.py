@@ -66,7 +66,12 @@ def largest_row_group(footer: bytes | memoryview) -> int:
 
 
 class RemoteTable:
-    """Row groups of an indexed remote table."""
+    """Indexed remote table, from which the images of one row group are read at a time.
+
+    Args:
+        file: The table.
+        index: Index of the table; see `scan_table`.
+    """
 
     def __init__(self, file: RemoteFile, index: ShardIndex) -> None:
         import pyarrow.parquet
@@ -122,7 +127,7 @@ class RemoteTable:
 
 @dataclass(frozen=True)
 class GroupBlock(RemoteBlock):
-    """Images of a row group."""
+    """Images of a row group. `start` and `end` are offsets in the file of images, not in the table."""
 
     table: RemoteTable = field(compare=False, repr=False)
     group: int = field(compare=False)

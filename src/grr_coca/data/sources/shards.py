@@ -145,7 +145,7 @@ class TarShards(PairSource):
         """Announce that the given pairs will be read at about the same time.
 
         When one of the pairs is read from a remote shard, the part of the shard that contains these pairs is fetched as
-        one block. If the source is large, the system is asked to read this part of a local shard in advance.
+        one block. If the source is large, the system starts to read this part of a local shard in advance.
         """
         for shard, start, end in self._spans(indices):
             self._expected.setdefault(shard, {})[start] = end
@@ -178,7 +178,11 @@ class TarShards(PairSource):
         return len(index)
 
     def _count_remote_pairs(self, shard: int, file: RemoteFile) -> int:
-        """Return the number of pairs in a remote shard. Only the header of the shard's index is read."""
+        """Return the number of pairs in a remote shard. Only the header of a complete shard's index is read.
+
+        Raises:
+            UserError: If the shard is not indexed, or has changed since.
+        """
         index_path = remote_index(file)
         header = _read_header(index_path, file)
         if header is None:

@@ -106,7 +106,7 @@ class Subset(View):
 
 
 class Chain(View):
-    """Several concatenated sources."""
+    """Several sources, whose pairs follow each other in the order of the sources."""
 
     def __init__(self, sources: Sequence[PairSource]) -> None:
         self.sources = list(sources)

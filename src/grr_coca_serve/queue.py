@@ -28,7 +28,7 @@ from grr_coca.common.shapes import Float, UInt8
 from grr_coca.data.image_forms import to_rgb
 from grr_coca.data.tokenizer import clean_query
 from grr_coca.infer.generate import GREEDY, GenerationOptions, generate
-from grr_coca.infer.generate.captions import require_finite
+from grr_coca.infer.generate.captions import require_no_nan
 from grr_coca.infer.image_text_model import Description, ImageTextModel
 from grr_coca.infer.tags import with_beams
 from grr_coca_serve.metrics import Metrics
@@ -311,7 +311,7 @@ class ModelQueue:
         if kind.work == "embed_texts":
             return self.model.embed_texts(items, batch_size=len(items))
         if kind.work == "embed_images":
-            return require_finite(self.model.engine.encode_images(np.stack(items)).embedding)
+            return require_no_nan(self.model.engine.encode_images(np.stack(items)).embedding)
         return self._captions(batch)
 
     def _captions(self, batch: list[_Job]) -> list[Description]:

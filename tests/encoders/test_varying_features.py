@@ -138,11 +138,11 @@ def test_model_of_all_tokens_rejects_mean_features(root, tmp_path, refused):
     assert text in refused("classify", root / "mean", "--labels", "a,b", "-c", run)
     assert text in refused("evaluate", run, "--data", root / "mean")
     model = load(run)
-    for digest in (b"", b"x" * 32):
+    for digest, problem in ((b"", "these features are means"), (b"x" * 32, "the tokens of these features are not")):
         unknown = feature_image(np.ones(WIDTH, np.float32), model.preprocess.digest, digest)
         with pytest.raises(BadSample, match=r"^means of features, but this model takes all tokens of images"):
             model.preprocess.decode_square(unknown, "a")
-    with pytest.raises(UserError, match=r"^means of features, but this model takes all tokens of images"):
-        model.engine.encode_images(np.asarray(Image.open(io.BytesIO(unknown)))[None])
+        with pytest.raises(UserError, match=f"^{problem}"):
+            model.engine.encode_images(np.asarray(Image.open(io.BytesIO(unknown)))[None])
     pretrain(recipe_of(root, "mean"), tmp_path / "mean")
     assert "of the kind 'tokens', but" in refused("evaluate", tmp_path / "mean", "--data", root / "tokens")

@@ -144,7 +144,7 @@ def test_error_that_lists_every_repeated_label_is_short(served):
     answer = served.post("/classify", {"image": HEART, "labels": labels + labels})
     assert answer.status == 422
     assert len(answer.body) <= MAX_BYTES
-    assert "labels differ only in case and spaces" in answer.reason()
+    assert "labels must differ in more than case and spaces" in answer.reason()
 
 
 def test_rejects_too_long_labels_times_templates(served, monkeypatch):

@@ -1,4 +1,4 @@
-"""The result of `grr_coca.load`: a model that captions, embeds, classifies and compares images."""
+"""Use of trained models: `ImageTextModel`, which `grr_coca.load` returns, and its results."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,7 +1,6 @@
 """Calibration of a model: the probability that a caption is correct, and the detection of unfamiliar images.
 
-The
-parameters were fitted to one model by `scripts/fit_confidence.py`, and are stored with the weights of this model in
+The parameters were fitted to one model by `scripts/fit_confidence.py`, and are stored with the weights of this model in
 `confidence.json`. A model without this file reports no confidences and does not detect unfamiliar images.
 
 - *Confidence* is a logistic function of the log-probability of the caption. It was fitted on images of design families
@@ -53,7 +52,7 @@ UNKNOWN = CaptionConfidence()
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Parameters fitted to a model.
+    """Parameters, fitted to one model, of its confidence in captions and of its detection of unfamiliar images.
 
     Attributes:
         slope, offset: Parameters of the logistic function of the log-probability.
@@ -73,7 +72,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if {len(row) for row in (self.mean, self.precision, *self.precision)} != {NUM_STATISTICS}:
-            raise UserError(f"'mean' and 'precision' must have the shapes of {NUM_STATISTICS} statistics")
+            raise UserError(
+                f"'mean' must have {NUM_STATISTICS} numbers, and 'precision' {NUM_STATISTICS} rows of as many numbers"
+            )
 
     def confidence(self, log_probs: Sequence[float]) -> float:
         """Return the probability that a caption is exactly right, from the log-probabilities of its tokens."""
@@ -274,9 +275,12 @@ def read_photographs(folder: Path) -> Photographs | None:
 
 
 class InteriorStats(NamedTuple):
-    """Features of image interiors.
+    """Features of the interiors of B images.
 
-    An image is never both flat and judged. `numbers` contains the features of the judged images.
+    Attributes:
+        is_flat: Whether the interior of each image is large enough and flat.
+        is_judged: Whether the interior is large enough and not flat, so that its features are computed.
+        numbers: Features of the judged images, in their order.
     """
 
     is_flat: Bool[np.ndarray, " B"]
@@ -285,7 +289,7 @@ class InteriorStats(NamedTuple):
 
 
 def compute_interior_stats(pixels: UInt8[np.ndarray, "B S S 3"]) -> InteriorStats:
-    """Return the interior features of each image.
+    """Compute the features of the interiors of images.
 
     The interior consists of all pixels that are more than two pixels away from the background, whose colour is the
     median colour of the border. Images with a tiny or a flat interior are not judged. The features are:

@@ -32,11 +32,15 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """Check that there are at least two class names and that all of them differ.
+    """Check that there are at least two class names and that all of them differ, and return them unchanged.
+
+    Args:
+        names: Names of the classes.
+        where: Origin of the names, with which error messages begin.
 
     Raises:
         UserError: If there are fewer than two names, an empty name, a name that UTF-8 cannot encode, or two names that
-            differ only in case and spaces.
+            are equal apart from case and spaces, or if a text is given in place of a list.
     """
     if isinstance(names, str):
         raise UserError(f"{where}: expected a list of texts, got the text '{names}'")
@@ -53,7 +57,9 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     repeated = {name: at for name, at in numbers.items() if len(at) > 1}
     if repeated:
         listed = ", ".join(f"'{name}' (labels {' and '.join(map(str, at))})" for name, at in repeated.items())
-        raise UserError(f"{where}: labels differ only in case and spaces: {listed}; keep one of them, or rename them")
+        raise UserError(
+            f"{where}: labels must differ in more than case and spaces: {listed}; keep one of them, or rename them"
+        )
     return tuple(names)
 
 
@@ -75,7 +81,7 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     so on.
 
     Raises:
-        UserError: If no template is given, or a template has no placeholder.
+        UserError: If no template is given, a text is given in place of a list, or a template has no placeholder.
     """
     if isinstance(templates, str):
         raise UserError(f"templates must be a list of texts, got the text '{templates}'")
@@ -88,7 +94,7 @@ def fill_templates(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 
 def filled_length(names: Sequence[str], templates: Sequence[str]) -> int:
-    """Return the total length, in characters, of the sentences that `fill_templates` returns, without creating them."""
+    """Return the total number of characters in the sentences that `fill_templates` returns, without creating them."""
     counts = [template.count(PLACEHOLDER) for template in templates]
     fixed = sum(map(len, templates)) - len(PLACEHOLDER) * sum(counts)
     return len(names) * fixed + sum(map(len, names)) * sum(counts)

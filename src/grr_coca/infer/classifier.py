@@ -43,7 +43,7 @@ def make_classifier(embed: EmbedTexts, class_names: Sequence[str], templates: Se
         templates: Sentences in which `{}` stands for the class name.
 
     Raises:
-        UserError: If there are duplicate or too few names, or a template has no `{}`.
+        UserError: If `check_class_names` rejects the names, no template is given, or a template has no `{}`.
     """
     names = check_class_names(class_names, "labels")
     embedded = embed(fill_templates(names, templates))

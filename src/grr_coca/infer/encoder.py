@@ -165,7 +165,8 @@ def make_given_encoder(name: str, embed_dim: int, num_tokens: int | None) -> "Gi
 def open_or_make_given_encoder(info: EncoderInfo) -> VisionEncoder:
     """Open the encoder that a description specifies.
 
-    If this fails, return an encoder that is known only by its features.
+    If this fails, return an encoder that is known only by its features, and log a warning unless the description
+    already is that of such an encoder.
     """
     try:
         return open_encoder_from_info(info)
@@ -196,24 +197,24 @@ class GivenEncoder:
     info: EncoderInfo
 
     def encode(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> ImageTokens:  # noqa: ARG002
-        """Raise an error, because the encoder is not available."""
+        """Raise `UserError`, because the encoder is not available."""
         raise UserError(
             f"{self.info.name}: this encoder is not available here, so images cannot be encoded; pass a folder of "
             "its features instead of images"
         )
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
-        """Raise an error, because the encoder is not available."""
+        """Raise `UserError`, because the encoder is not available."""
         raise UserError(
             f"{self.info.name}: this encoder is not available here, so it cannot be exported; pass another encoder"
         )
 
 
 def with_framing(encoder: VisionEncoder, framing: Framing) -> VisionEncoder:
-    """Return a copy of an encoder whose preprocessing also frames drawings.
+    """Return an encoder that delegates to the given encoder, but whose preprocessing also frames drawings.
 
     Args:
-        encoder: Encoder whose preprocessing is changed.
+        encoder: Encoder that computes the tokens. It is not changed.
         framing: Settings for framing drawings.
     """
     preprocess = replace(encoder.info.preprocess, framing=framing)

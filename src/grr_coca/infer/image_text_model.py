@@ -33,7 +33,7 @@ from grr_coca.infer.generate import (
     stream_captions,
     warn_if_repeated,
 )
-from grr_coca.infer.generate.rules import NAN_RESULTS
+from grr_coca.infer.generate.captions import require_no_nan
 from grr_coca.infer.tags import MAX_TAGS, Tag, Tagger, read_tag_model, read_tag_vectors, with_beams
 from grr_coca.model.checkpoint_files import FOR_PHOTOGRAPHS, TAGS, CheckpointFiles, fingerprint
 from grr_coca.model.config import CoCaConfig
@@ -139,8 +139,14 @@ class ImageTextModel:
         return cast("Checkpoint", self._files)
 
     def refresh(self) -> None:
-        """Use the current weights of `checkpoint.model`. Until this method is called, results mix old and new
-        weights."""
+        """Use the current weights of `checkpoint.model`. Until this method is called, results mix old and new weights.
+
+        Afterwards, the model reports no confidences and does not detect unfamiliar images, because its calibration was
+        fitted to the old weights.
+
+        Raises:
+            UserError: If the model runs in another engine.
+        """
         assert self.checkpoint
         cast("TorchEngine", self.engine).refresh()
         self.calibration = None  # the calibration was fitted to the old weights
@@ -227,7 +233,8 @@ class ImageTextModel:
             **changes: Decoding options to change, as fields of `GenerationOptions`, such as `num_beams=4`.
 
         Raises:
-            UserError: If an option does not exist, or options contradict each other.
+            UserError: If an image cannot be read, an option does not exist or is out of range, options contradict each
+                other, the prompt is too long, or the model computes NaN.
         """
         many, is_single = as_list(images)
         options = _with_changes(options, changes)
@@ -251,7 +258,7 @@ class ImageTextModel:
     ) -> Description | list[Description]:
         """Describe images by captions, with tokens and log-probabilities, and by embeddings, in a single forward pass.
 
-        The arguments are those of `caption`.
+        The arguments and the errors are those of `caption`. One image yields one description, and a list yields a list.
         """
         many, is_single = as_list(images)
         options = _with_changes(options, changes)
@@ -281,7 +288,7 @@ class ImageTextModel:
             num_tags: Number of words for each image. If this is not 0, captions come from beam search.
 
         Raises:
-            UserError: If words are requested, but this model has no tags, or captions are sampled.
+            UserError: As for `caption`, or if words are requested, but this model has no tags, or captions are sampled.
         """
         if num_tags:  # raise errors and compute word embeddings before the first batch
             _ = self.tagger, with_beams(options)
@@ -343,7 +350,7 @@ class ImageTextModel:
         num_captions, options = options.num_captions, with_beams(options) if num_tags else options
         arguments = (pixels, options, prompt, keys)
         generated = self.generate(*arguments) if on_text is None else _run_to_end(self.stream(*arguments), on_text)
-        generated.require_finite()
+        generated.require_no_nan()
         # Each row is copied, so that a caller who stores one row does not keep the whole batch in memory.
         rows = [row.copy() for row in generated.image_embedding]
         tags: Iterable[tuple[Tag, ...]] = ((),) * len(rows)
@@ -447,7 +454,11 @@ class ImageTextModel:
         ]
 
     def are_unfamiliar(self, images: Sequence[ImageInput], *, batch_size: int = _BATCH_SIZE) -> list[bool | None]:
-        """Return whether each image is unlike the training images, or None if unknown."""
+        """Return whether each image is unlike the training images. All values are None if the model has no calibration.
+
+        Raises:
+            UserError: If an image cannot be read.
+        """
         fitted = self.calibration
         if fitted is None:
             return [None] * len(images)
@@ -466,7 +477,11 @@ class ImageTextModel:
     def embed_images(
         self, images: ImagesInput, *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[np.ndarray, "*N E"]:
-        """Embed images as unit-length vectors. The shape is N E, or E for a single image."""
+        """Embed images as unit-length vectors in fp32. The shape is N E, or E for a single image.
+
+        Raises:
+            UserError: If an image cannot be read, or the model computes NaN.
+        """
         self.warn_if_unsuitable()
         many, is_single = as_list(images)
         rows = self._run("embedding images", many, batch_size, self._image_rows, on_progress)
@@ -475,10 +490,10 @@ class ImageTextModel:
     def embed_texts(
         self, texts: str | Iterable[str], *, batch_size: int = _BATCH_SIZE, on_progress: OnProgress | None = None
     ) -> Float[np.ndarray, "*M E"]:
-        """Embed texts as unit-length vectors. The shape is M E, or E for a single text.
+        """Embed texts as unit-length vectors in fp32. The shape is M E, or E for a single text.
 
         Raises:
-            UserError: If a text is empty.
+            UserError: If a text is empty or cannot be encoded as UTF-8, or the model computes NaN.
         """
         self.warn_if_unsuitable()
         is_single = isinstance(texts, str)
@@ -493,6 +508,9 @@ class ImageTextModel:
         """Return the cosine similarity between every image and every text.
 
         The shape is N M, even for a single image or text.
+
+        Raises:
+            UserError: If an image cannot be read, a text is empty, or the model computes NaN.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         image_rows = self.embed_images(as_list(images)[0], batch_size=batch_size)
@@ -521,7 +539,8 @@ class ImageTextModel:
             on_progress: Called with the number of finished images and the total number of images.
 
         Raises:
-            UserError: If there are duplicate or too few labels, or a template has no `{}`.
+            UserError: If an image cannot be read, a label is empty or duplicate, there are fewer than two labels, no
+                template is given, or a template has no `{}`.
         """
         many, is_single = as_list(images)
         classifier = self.classifier(labels, templates)
@@ -532,7 +551,8 @@ class ImageTextModel:
         """Return the zero-shot classifier for the given labels, for repeated calls of `rank_labels`.
 
         Raises:
-            UserError: If there are duplicate or too few labels, or a template has no `{}`.
+            UserError: If a label is empty or duplicate, there are fewer than two labels, no template is given, or a
+                template has no `{}`.
         """
         return make_classifier(self.embed_texts, labels, templates)
 
@@ -549,12 +569,17 @@ class ImageTextModel:
         ]
 
     def image_queries(self, vectors: Float[np.ndarray, "N E"]) -> Float[np.ndarray, "N E"]:
-        """Convert the embeddings of images to queries that find similar images."""
+        """Convert the embeddings of images to queries that find similar images.
+
+        For most models, these are the embeddings themselves. An adapted model changes them.
+        """
         return vectors
 
     def unknown_texts(self, texts: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG002 (an adapted model reads them)
-        """Return the texts that share no word with the captions that a model was adapted to. For other models: no
-        texts."""
+        """Return the texts that share no word with the captions that the model was adapted to.
+
+        The result is empty for a model that is not adapted.
+        """
         return ()
 
     def _run(
@@ -565,7 +590,15 @@ class ImageTextModel:
         work: Callable[[_Numbered], Sequence[Done]],
         on_progress: OnProgress | None,
     ) -> list[Done]:
-        """Apply a function to images in batches, and return the results."""
+        """Apply a function to images in batches, and return one result per image, in order.
+
+        Args:
+            kind: Description of the work.
+            images: The images.
+            batch_size: Maximum number of images per batch.
+            work: Function that processes a batch of numbered images and returns one result per image.
+            on_progress: Called with the number of finished images and the total number of images.
+        """
         # If an image occurs twice, threads are not used: Pillow is not thread-safe, and two batches could share the
         # image.
         is_each_once = len(set(map(id, images))) == len(images)
@@ -603,10 +636,7 @@ class ImageTextModel:
         Raises:
             UserError: If a value is NaN.
         """
-        stacked = np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32)
-        if np.isnan(stacked).any():
-            raise UserError(NAN_RESULTS)
-        return stacked
+        return require_no_nan(np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32))
 
 
 def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
@@ -646,7 +676,7 @@ def _with_changes(options: GenerationOptions, changes: dict[str, object]) -> Gen
     """Return a copy of the options with some fields changed.
 
     Raises:
-        UserError: If a field does not exist. The message names the most similar field.
+        UserError: If a field does not exist, a value is out of range, or options contradict each other.
     """
     names = [field.name for field in fields(options)]
     for name in changes:

@@ -72,7 +72,7 @@ def test_labels_are_nonempty_lines(tmp_path):
 @pytest.mark.parametrize(
     ("read", "content", "message"),
     [
-        (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: labels differ only .*: 'cat' \(labels 1 and 3\)"),
+        (read_class_names, b"cat\ndog\nCat\n", r"t\.txt: labels must differ .*: 'cat' \(labels 1 and 3\)"),
         (read_class_names, b"", "no text"),
         (read_class_names, b"cat\n", "at least two labels"),
         (read_class_names, None, "no such file"),

@@ -230,7 +230,7 @@ def test_templates_are_averaged_and_made_of_unit_length_again(model):
 @pytest.mark.parametrize(
     ("labels", "templates", "expected_message"),
     [
-        (["cat", "dog", "Cat "], ("{}",), "labels differ only .*: 'cat' \\(labels 1 and 3\\)"),
+        (["cat", "dog", "Cat "], ("{}",), "labels must differ .*: 'cat' \\(labels 1 and 3\\)"),
         (["cat"], ("{}",), "at least two labels"),
         (["cat", " "], ("{}",), "label 2 is empty"),
         ("cat,dog", ("{}",), "list of texts"),

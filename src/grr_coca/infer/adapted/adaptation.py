@@ -72,8 +72,7 @@ class Confidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Captioning:
-    """Settings for choosing captions: of all tested settings, those that yield the most correct captions on held-out
-    images.
+    """Settings for choosing captions, selected because they yield the most correct captions on held-out images.
 
     Attributes:
         composed: Whether the candidates also include captions that join the beginning of one near caption to the end of
@@ -206,7 +205,10 @@ class Adaptation:
         return np.concatenate([self._lengths[0] * predicted, self._lengths[1] * plain], axis=1), kernel.max(axis=1)
 
     def plain_vectors(self, embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B L"]:
-        """Return the second parts of image vectors: the base's image embeddings, minus the mean of the domain."""
+        """Return the second parts of image vectors, before they are weighted.
+
+        They are the base's image embeddings minus the mean of the domain, projected to L axes and scaled to length 1.
+        """
         return unit((embeddings - self.arrays.image_mean) @ self.arrays.plain_map)
 
     def text_vectors(self, texts: Sequence[str], embeddings: Float[np.ndarray, "B E"]) -> Float[np.ndarray, "B Z"]:
@@ -236,8 +238,15 @@ class Adaptation:
     def word_scores(
         self, vectors: Float[np.ndarray, "B Z"], texts: Sequence[Sequence[str]]
     ) -> list[Float[np.ndarray, " _"]]:
-        """Score the given texts for each image. A score approximates the cosine between the predicted words and the
-        words of a text."""
+        """Score texts for each image, by the approximate cosine between the image's predicted words and a text's words.
+
+        Args:
+            vectors: Vectors of the images.
+            texts: Texts to score for each image.
+
+        Returns:
+            One array per image, with one score per text.
+        """
         first = vectors[:, : self.header.split[0]] / self._lengths[0]
         lengths = np.sqrt(np.einsum("bk,kl,bl->b", first, self.arrays.score_gram, first).clip(min=1e-12))
         found = []
@@ -328,7 +337,7 @@ def read_adapted_header(folder: Path) -> AdaptedHeader:
     """Read `adapted.json` of an adapted model.
 
     Raises:
-        UserError: If the file is corrupt, or was written with rules that this version does not know.
+        UserError: If the file is missing or corrupt, or was written with rules that this version does not know.
     """
     path = folder / ADAPTED
     header = from_dict(AdaptedHeader, read_json(path), str(path))
@@ -345,7 +354,8 @@ def read_adaptation(folder: Path) -> Adaptation:
     """Read the adaptation of the model in a folder.
 
     Raises:
-        UserError: If a file is missing or corrupt, or the files do not match.
+        UserError: If a file is missing or corrupt, the files do not match, or they were written with rules that this
+            version does not know.
     """
     header = read_adapted_header(folder)
     stored = read_arrays(folder / ARRAYS)
@@ -368,11 +378,18 @@ def read_features(folder: Path) -> dict[bytes, Float[np.ndarray, " F"]]:
         UserError: If the file is missing or corrupt.
     """
     stored = read_arrays(folder / FEATURES)
-    return {bytes(digest): row for digest, row in zip(stored["digests"], stored["features"], strict=True)}
+    digests, features = stored.get("digests", ()), stored.get("features", ())
+    if not 0 < len(digests) == len(features):
+        raise UserError(f"{folder / FEATURES}: corrupt: digests and features do not match; run `grr-coca adapt` again")
+    return {bytes(digest): row for digest, row in zip(digests, features, strict=True)}
 
 
 def read_arrays(path: Path, num_rows: int | None = None) -> dict[str, Any]:
-    """Read all arrays in a file, or the first rows of each array.
+    """Read all arrays in a safetensors file.
+
+    Args:
+        path: The file.
+        num_rows: Number of rows to read of each array, from the first. If None or 0, all rows are read.
 
     Raises:
         UserError: If the file is missing or corrupt.

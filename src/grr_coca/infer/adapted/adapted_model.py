@@ -29,7 +29,7 @@ from grr_coca.infer.adapted.descriptors import descriptors
 from grr_coca.infer.calibration import CaptionConfidence
 from grr_coca.infer.engine.base import Decoder, EncodedImages, Engine, WrappedEngine
 from grr_coca.infer.generate import GREEDY, GenerationOptions
-from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, require_finite
+from grr_coca.infer.generate.captions import Caption, GeneratedCaptions, require_no_nan
 from grr_coca.infer.image_text_model import ImageTextModel
 from grr_coca.model.checkpoint_files import CheckpointFiles
 
@@ -97,6 +97,10 @@ class AdaptedModel(ImageTextModel):
         folder: Folder of the adapted model.
         load: Function that loads a model. It loads the start model of the base, if features of the start model are
             used.
+
+    Raises:
+        UserError: If a file is missing or corrupt, the adaptation does not match the base, or its encoder cannot be
+            opened.
     """
 
     def __init__(self, checkpoint: CheckpointFiles, engine: Engine, folder: Path, load: LoadModel) -> None:
@@ -179,8 +183,11 @@ class AdaptedModel(ImageTextModel):
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> Generator[list[str], None, GeneratedCaptions]:
-        """Caption images, and yield the text of each caption in one piece, unless the base's decoder generates the
-        captions."""
+        """Caption images, and yield the text of each caption in one piece.
+
+        If a prompt is given or any option is changed, the base's decoder generates the captions, and they are yielded
+        in pieces; see `ImageTextModel.stream`.
+        """
         if prompt or options != GREEDY:
             self._require_decoder()
             return (yield from super().stream(pixels, options, prompt, keys))
@@ -194,7 +201,10 @@ class AdaptedModel(ImageTextModel):
         captions: Sequence[Sequence[Caption]],
         prompt: str = "",  # noqa: ARG002 (captions after a prompt have no confidence)
     ) -> list[tuple[CaptionConfidence, ...]]:
-        """Return the confidence of each caption. Adapted models do not detect unfamiliar images."""
+        """Return the confidence of each caption, which is unknown if the base's decoder generated the caption.
+
+        Adapted models do not detect unfamiliar images.
+        """
         return [tuple(CaptionConfidence(caption.confidence, None) for caption in own) for own in captions]
 
     def _require_decoder(self) -> None:
@@ -212,4 +222,4 @@ class AdaptedModel(ImageTextModel):
 
     def _text_rows(self, texts: Sequence[str]) -> list[np.ndarray]:
         vectors = self.adaptation.text_vectors(texts, np.stack(super()._text_rows(texts)))
-        return list(require_finite(vectors))
+        return list(require_no_nan(vectors))

@@ -103,11 +103,11 @@ class StartEncoder:
         return ImageTokens(embedding[:, None], np.ones((len(embedding), 1), bool))
 
     def write_graph(self, path: Path) -> None:  # noqa: ARG002
-        """Raise an error; see `VisionEncoder`. The model is copied instead."""
+        """Raise `UserError`, because a start model is copied with `copy_to` and never written as a graph."""
         raise UserError(f"{self.info.name}: a start model cannot be written as one graph; copy its folder instead")
 
     def copy_to(self, folder: Path) -> None:
-        """Copy the files of the start model, including its graphs, if any.
+        """Copy the files of the start model, including its graphs, if any, to a new folder.
 
         Raises:
             OSError: If the disk is full or cannot be written to.
@@ -126,11 +126,14 @@ def find_start_encoder(base: Path, load: LoadModel) -> StartEncoder | None:
 
     Return None if the start model is unknown, missing or changed, if the start model or the base takes features,
     if the start model is adapted, or if its weights have 32 MB or more, because every image would then need a second
-    large model.
+    large model. If the start model is missing or changed, this is also logged.
 
     Args:
         base: Fine-tuned checkpoint in its run folder.
         load: Function that loads a model.
+
+    Raises:
+        UserError: If a file of the start model or of the base is corrupt.
     """
     run = base.parent.parent
     start = start_of_run(run)
@@ -158,7 +161,7 @@ def find_start_encoder(base: Path, load: LoadModel) -> StartEncoder | None:
 
 
 class MeanTokenDescriptor:
-    """Computes a descriptor of each image: the mean of its tokens from an image encoder.
+    """Descriptor of images: the mean of an image's tokens from an image encoder, minus the mean of the domain.
 
     Args:
         encoder: Image encoder.
@@ -180,11 +183,14 @@ class MeanTokenDescriptor:
     def mean_tokens(
         self, pixels: UInt8[np.ndarray, "B S S 3"], digests: Sequence[bytes] = ()
     ) -> Float[np.ndarray, "B X"]:
-        """Return the mean token of each image.
+        """Return the mean token of each image, from the cache, from features in the pixels, or else from the encoder.
+
+        If the encoder is known only by its features, the mean token of an image without features is zero.
 
         Args:
             pixels: Pixels from the preprocessing of the encoder.
-            digests: SHA-256 of each image file, with which cached features are looked up.
+            digests: SHA-256 of each image file, with which cached features are looked up. If empty, the cache is not
+                used.
         """
         found = np.zeros((len(pixels), self.encoder.info.embed_dim), np.float32)
         is_known = np.zeros(len(pixels), bool)
@@ -256,6 +262,8 @@ def take_encoder_pixels(
 ) -> tuple[CheckpointFiles, Engine]:
     """Return the files and the engine of a base model, changed to take the pixels of an encoder.
 
+    If the encoder is the start model, which takes the same pixels as the base, nothing is changed.
+
     Args:
         files: Files of the base, or its checkpoint.
         engine: Engine of the base.
@@ -286,7 +294,7 @@ def open_extra_encoder(name: str, framing: Framing | None) -> MeanTokenDescripto
 
 
 def open_start(base: Path, load: LoadModel) -> MeanTokenDescriptor | None:
-    """Return the start model of a fine-tuned base; see `find_start_encoder`."""
+    """Return the start model of a fine-tuned base as a descriptor, or None; see `find_start_encoder`."""
     encoder = find_start_encoder(base, load)
     return None if encoder is None else MeanTokenDescriptor(encoder)
 
@@ -300,12 +308,12 @@ def open_replacing_encoder(header: FeatureHeader) -> MeanTokenDescriptor:
 
 
 def write_extra_encoder(descriptor: MeanTokenDescriptor, folder: Path, images: UInt8[np.ndarray, "B S S 3"]) -> str:
-    """Write an encoder to the folder of an adapted model.
+    """Write an encoder and its domain mean to the folder of an adapted model.
 
-    If possible, the encoder is written as a graph; otherwise, only its name is written. A start model is copied.
+    If possible, the encoder is written as a graph; otherwise, only its description is written. A start model is copied.
 
     Args:
-        descriptor: The encoder as a descriptor.
+        descriptor: The encoder as a descriptor, with its mean.
         folder: Folder of the model.
         images: Sample images for choosing the precision of the graph.
 
@@ -360,7 +368,11 @@ def read_extra_encoder(folder: Path, load: LoadModel, *, is_in_place: bool) -> M
 
 
 def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool) -> None:
-    """Check the arguments of a command; see `grr_coca.infer.load.require_input`."""
+    """Check that a model takes the kind of input that the arguments of a command specify: images or features.
+
+    The arguments and the errors are those of `grr_coca.infer.load.require_input`, which calls this function only if
+    features may be involved.
+    """
     expected = _replaced_image_encoder(folder)
     keep = "mean" if expected is None or is_adapted(folder) else read_keep(folder)
     for argument in arguments:
@@ -383,7 +395,7 @@ def require_same_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool
 
 
 def replacing_encoder(folder: Path) -> EncoderInfo | None:
-    """Return the image encoder whose features a model takes, or None if the model takes only images.
+    """Return the image encoder whose features a model takes, or None if the model takes no features.
 
     Raises:
         UserError: If a file is corrupt.
@@ -392,7 +404,11 @@ def replacing_encoder(folder: Path) -> EncoderInfo | None:
 
 
 def takes_pixels(folder: Path) -> bool:
-    """Return whether a model encodes images. A model that was adapted to features does not."""
+    """Return whether a model encodes images itself. A model that was adapted to features does not.
+
+    Raises:
+        UserError: If a file is corrupt.
+    """
     return not is_adapted(folder) or read_adapted_header(folder).split[1] > 0
 
 

@@ -1,6 +1,6 @@
 """Rank candidate captions for an image: captions of similar images, joined parts of these captions, and decoder beams.
 
-Shapes: B images, K captions of an image, T tokens.
+Shapes: B images, K captions of an image or width of a vector, T tokens.
 """
 
 from collections import Counter
@@ -50,10 +50,12 @@ def collect_candidates(
 ) -> list[Candidates]:
     """Collect the candidate captions of each image.
 
+    Near captions and joined captions are limited to the `NUM_NEAR` best of each kind.
+
     Args:
         adaptation: Parameters of the model.
-        vectors: Image vectors.
-        captioning: Settings for choosing captions.
+        vectors: Vectors of the images.
+        captioning: Settings for choosing captions, which state whether captions are joined.
         beams: The decoder's captions for each image.
         allowed: Indices of the fitted captions that can be used for each image. If None, all captions can be used.
     """
@@ -85,7 +87,10 @@ def collect_candidates(
 
 
 def make_shortlist(candidates: Candidates) -> Candidates:
-    """Select the candidates whose words agree most with the prediction. Only these are then scored by the decoder."""
+    """Select the `NUM_NEAR` candidates whose words agree most with the prediction, best first.
+
+    The decoder then scores only these candidates.
+    """
     return _select(candidates, np.argsort(-candidates.word_scores, kind="stable")[:NUM_NEAR])
 
 
@@ -99,10 +104,11 @@ def _select(candidates: Candidates, rows: Int[np.ndarray, " K"]) -> Candidates:
 
 
 def join_captions(captions: Sequence[str]) -> list[str]:
-    """Join the beginning of one caption to the end of another, at a shared word.
+    """Join the beginning of each caption to the end of each other caption, at each word that both contain.
 
     For example, "latin small letter o with acute" and "greek capital letter eta" yield "latin small letter eta". In a
-    joined caption, each word occurs at most as often as in the original caption that contains it more often.
+    joined caption, each word occurs at most as often as in the original caption that contains it more often. The result
+    contains distinct captions that differ from the given captions, at most 500.
     """
     split = [caption.split() for caption in captions]
     # Captions with several sentences are omitted, because their joined parts make no sense.
@@ -126,7 +132,7 @@ def join_captions(captions: Sequence[str]) -> list[str]:
 
 
 def select_enabled(candidates: Candidates, captioning: Captioning) -> Candidates:
-    """Select the candidates of the enabled kinds."""
+    """Select the candidates of the kinds that the settings enable. Near captions are always enabled."""
     kinds = {"near", *(["joined"] if captioning.composed else []), *(["beam"] if captioning.beams else [])}
     return _select(candidates, np.flatnonzero([kind in kinds for kind in candidates.kinds]))
 
@@ -139,8 +145,8 @@ def rank_candidates(
     Args:
         candidates: The candidates.
         captioning: Settings for choosing captions.
-        log_probs: The decoder's summed log-probability of each caption that `shortlist` selects. Not used if the weight
-            of log-probabilities is 0.
+        log_probs: The decoder's summed log-probability of each enabled caption that `make_shortlist` selects. Not used
+            if the weight of log-probabilities is 0.
     """
     own = select_enabled(candidates, captioning)
     if captioning.log_prob_weight:
@@ -153,7 +159,7 @@ def rank_candidates(
 
 
 def beam_captions(engine: Engine, tokenizer: Tokenizer, pixels: np.ndarray, count: int) -> list[list[str]]:
-    """Return the captions from beam search for each image, best first."""
+    """Return the best captions of each image from a search with `count` beams, best first, without empty captions."""
     options = GenerationOptions(num_beams=count, num_captions=count)
     found = generate(engine, tokenizer, pixels, options)
     return [[caption.text for caption in own if caption.text] for own in found.captions]
@@ -165,11 +171,14 @@ def add_log_probs(
     """Return captions with their tokens and the decoder's log-probabilities.
 
     Args:
-        engine: Engine of the base.
+        engine: Engine of the base or of the adapted model.
         tokenizer: Tokenizer of the model.
         images: Images that this engine has encoded.
         texts: Captions of each image, at least one per image. If a caption is longer than the context, only its first
             tokens have a log-probability.
+
+    Returns:
+        The captions in the given order. Their tokens include the end token, unless the context truncates them.
     """
     room = engine.context_length - 2
     ids = [[_token_ids(tokenizer, text, room) for text in own] for own in texts]
@@ -195,10 +204,17 @@ def _read_log_probs(
     tokens: Int[np.ndarray, "B K T"],
     lengths: Sequence[Sequence[int]],
 ) -> Float[np.ndarray, "B K T"]:
-    """Return the log-probability of each token.
+    """Return the log-probability of each token of each caption. The values after the end of a caption have no meaning.
 
     Captions of an image that begin with the same tokens share the computation for these tokens, and finished captions
     are dropped.
+
+    Args:
+        engine: Engine that runs the decoder.
+        images: Images that this engine has encoded.
+        bos_id: Id of the begin token.
+        tokens: Token ids of the captions, padded with any token.
+        lengths: Number of tokens of each caption without padding.
     """
     count, longest = tokens.shape[1:]
     decoder = engine.decoder(images, num_prompt=1, max_tokens=longest, num_captions=count)
@@ -240,7 +256,7 @@ def _read_log_probs(
 def sum_log_probs(
     engine: Engine, tokenizer: Tokenizer, images: EncodedImages, texts: Sequence[Sequence[str]]
 ) -> list[dict[str, float]]:
-    """Return the log-probability of each caption of each image; see `add_log_probs`."""
+    """Map the captions of each image to their summed log-probabilities; see `add_log_probs`."""
     found = add_log_probs(engine, tokenizer, images, texts)
     return [{caption.text: sum(caption.log_probs) for caption in own} for own in found]
 
@@ -250,7 +266,10 @@ def _token_ids(tokenizer: Tokenizer, text: str, room: int) -> list[int]:
 
 
 def confidence_features(scores: Float[np.ndarray, " K"], nearest: float) -> tuple[float, float, float]:
-    """Return the features of the first candidate: its score, its lead over the second candidate, and the kernel value
-    of the nearest fitted image."""
+    """Return the features from which the confidence in the first of some ranked candidates is computed.
+
+    They are its score, its lead over the second candidate, and `nearest`, the kernel value of the nearest fitted image.
+    A single candidate leads by its score.
+    """
     lead = float(scores[0] - scores[1]) if len(scores) > 1 else float(scores[0])
     return float(scores[0]), lead, nearest

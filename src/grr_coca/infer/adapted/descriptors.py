@@ -35,7 +35,7 @@ def descriptors(pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, "B D"
     - Square roots of a histogram of 64 colours.
     - The image scaled to 10 × 10 pixels, as differences from white.
 
-    Each part has a fixed length, unless the image is blank.
+    Each part has a fixed length, but orientations are zero without edges, and the pixels of a white image are zero.
     """
     fine = _orientation_histograms(pixels)  # B C C 8
     coarse = fine.reshape(len(pixels), _CELLS // 2, 2, _CELLS // 2, 2, _DIRECTIONS).sum(axis=(2, 4))

@@ -56,10 +56,14 @@ def _characters_and_pairs(run: str) -> list[str]:
 
 
 class WordWeights(NamedTuple):
-    """The known words of M texts and their weights, as the rows of a sparse matrix.
+    """The known words of M texts and their weights, as the rows of a sparse matrix with N stored values.
 
-    The arrays contain the concatenated word ids and weights of all texts, and the position at which each text ends.
-    The weights of a text form a vector of length 1.
+    From `Vocabulary.weigh`, the weights of each text with known words form a vector of length 1.
+
+    Attributes:
+        ids: Concatenated word ids of all texts.
+        weights: Weight of each word.
+        ends: Position in the other arrays at which each text ends, exclusive.
     """
 
     ids: Int[np.ndarray, " N"]
@@ -111,7 +115,7 @@ class Vocabulary:
 
     @classmethod
     def from_captions(cls, captions: Sequence[str], limit: int) -> "Vocabulary":
-        """Collect the words of captions. If there are more than `limit` words, only the most frequent are kept."""
+        """Collect the words of captions. At most `limit` words are kept, those that occur in the most captions."""
         counts = Counter(word for caption in captions for word in set(split_words(caption)))
         kept = sorted(sorted(counts, key=lambda word: (-counts[word], word))[:limit])
         rarities = [math.log((1 + len(captions)) / (1 + counts[word])) + 1 for word in kept]

@@ -120,8 +120,8 @@ class Engine(Protocol):
     def workers(self) -> int:
         """Number of batches to process at the same time.
 
-        For a small model, this is one per core, because several threads would not process a batch faster. For other
-        models, it is 1.
+        For a small model, this is one per core, up to `MAX_WORKERS`, because several threads would not process a batch
+        faster. For other models, it is 1.
         """
 
     def single_threaded(self) -> AbstractContextManager:
@@ -179,7 +179,7 @@ class WrappedEngine:
 
     @property
     def device(self) -> str:
-        """Device of the base engine."""
+        """Device of the base engine, or `cpu` if the engine does not state one."""
         return str(getattr(self.base, "device", "cpu"))
 
     @property

@@ -47,7 +47,7 @@ class FeatureReader(Protocol):
 
 
 class FrozenEngine(WrappedEngine):
-    """Engine that takes pixels in the form that a frozen encoder takes.
+    """Engine of a model that takes features. It takes the pixels of a frozen encoder, which computes the features.
 
     Args:
         base: Engine of the model, which must also be a `FeatureReader`.
@@ -83,16 +83,22 @@ class FrozenEngine(WrappedEngine):
         """Return the features that a square of pixels contains or refers to, or None if it is an ordinary image.
 
         Raises:
-            UserError: If the tokens are not stored in a folder that this process reads.
+            UserError: If the model takes all tokens of an image, but the pixels contain only their mean, or refer to
+                tokens that are not stored in a folder that this process reads.
         """
         mean = features_of_pixels(image)
         if mean is None or self.keep == "mean":
             return None if mean is None else mean[None]
         digest = tokens_digest(image.tobytes())
-        tokens = None if digest is None else find_tokens(self.encoder.info.digest, digest)
+        if digest is None:
+            raise UserError(
+                "these features are means, but this model takes all tokens of an image; compute the features with "
+                "--keep tokens"
+            )
+        tokens = find_tokens(self.encoder.info.digest, digest)
         if tokens is None:
             raise UserError(
-                "means of features, but this model takes all tokens of images; compute features with --keep tokens"
+                "the tokens of these features are not stored here; pass the folder of features that has them"
             )
         return tokens.astype(np.float32)
 
@@ -105,7 +111,7 @@ class FrozenEngine(WrappedEngine):
         return FrozenEngine(self.base, _Stored(self.encoder.info, rows), "tokens", self.own)
 
     def refresh(self) -> None:
-        """Use the current weights; see `TorchEngine`."""
+        """Use the current weights of a base engine in PyTorch; see `TorchEngine`."""
         self.base.refresh()  # type: ignore[attr-defined]
 
     def encode_features(
@@ -145,7 +151,7 @@ def _remove_padding(image: ImageTokens) -> Float[np.ndarray, "N D"]:
 
 
 def stack_tokens(rows: Sequence[Float[np.ndarray, "_ D"]]) -> ImageTokens:
-    """Pad the features of images with zeros, and stack them in one array."""
+    """Pad the features of one or more images with zeros, and stack them in one array."""
     lengths = np.array([len(row) for row in rows])
     tokens = np.zeros((len(rows), lengths.max(), rows[0].shape[1]), np.float32)
     for padded, row in zip(tokens, rows, strict=True):

@@ -180,7 +180,11 @@ class OnnxEngine:
             raise UserError(f"{path}: cannot be opened ({reason}); {_EXPORT}") from error
 
     def _require_listed(self, name: str) -> None:
-        """Check the size and the hash of a graph, and the size of each weights file, against the manifest."""
+        """Check the size and the hash of a graph, and the size of each weights file, against the manifest.
+
+        Raises:
+            UserError: If the manifest does not list the graph, or a file is missing, cannot be read, or differs.
+        """
         if name not in self._files:
             raise UserError(f"{self.folder}: {MANIFEST} does not list {name}; {_EXPORT}")
         for other, (size, sha256) in self._files.items():

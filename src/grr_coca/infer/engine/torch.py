@@ -292,7 +292,7 @@ class DeviceLogits:
         return DeviceLogits(self._log_probs.repeat_interleave(count, dim=0))
 
     def logsumexp(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """Return the total; see `Logits`."""
+        """Return the logarithms of the sums; see `Logits`."""
         return _as_array((self._log_probs / temperature).logsumexp(dim=1))
 
     def sample_tokens(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:

@@ -65,9 +65,9 @@ def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_i
 
 @torch.inference_mode(False)  # gradients are needed, regardless of the caller's mode
 def patch_relevance(model: CoCa, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> Float[Tensor, "T P"]:
-    """Return the relevance of each patch to each token except the first, on the CPU.
+    """Return the relevance of each patch to each token except the first, the begin token, on the CPU.
 
-    The relevances of the patches to a token sum to 1.
+    The relevances of the patches to a token sum to 1, or to 0 if no patch is relevant. The model is not changed.
     """
     model = copy_modules(model).eval()  # hooks change the attention of this copy, which must not affect other threads
     ids = torch.tensor([[*token_ids, CLS_SLOT]], device=model.device)

@@ -34,6 +34,11 @@ class _Pool:
 
         Log-probabilities are negative, so no continuation has a greater sum of scores. The bound assumes the
         most favourable length.
+
+        Args:
+            summed: Sum of the caption's log-probabilities after the rules.
+            next_length: Length of the caption with one more token.
+            max_length: Maximum length of a caption.
         """
         if len(self.hypotheses) < self.size:
             return summed > -float("inf")
@@ -70,7 +75,15 @@ class Choice(NamedTuple):
 
 
 class BeamSearch:
-    """Beam search for all images of a batch together. The beams of an image do not depend on the other images."""
+    """One beam search for all images of a batch together. The beams of an image do not depend on the other images.
+
+    Args:
+        decoder: Decoder with empty caches.
+        prompt_ids: Tokens that begin every caption of an image.
+        options: Decoding options.
+        max_length: Maximum number of new tokens.
+        eos_id: Id of the end token.
+    """
 
     def __init__(
         self,
@@ -98,7 +111,11 @@ class BeamSearch:
         self.has_nan = False
 
     def run(self) -> list[list[Hypothesis]]:
-        """Return the best `num_captions` captions of each image, best first."""
+        """Search, and return the best `num_captions` captions of each image, best first. Call this method only once.
+
+        Raises:
+            UserError: If an image has fewer captions, because the rules leave no token or the model computes NaN.
+        """
         for step in range(self.max_length):
             self._advance(last=step + 1 == self.max_length)
             if step + 1 == self.max_length:
@@ -121,7 +138,7 @@ class BeamSearch:
             self._collect_unfinished()
 
     def _best_continuations(self) -> Choice:
-        """Return the 2 K best continuations of K beams.
+        """Return the 2 K best continuations of the K beams of each image, best first.
 
         Each beam has at most one continuation that ends its caption, so at least K continuations do not end a caption.
         """
@@ -138,7 +155,7 @@ class BeamSearch:
         return candidates.take((-candidates.scores).argsort(axis=1, kind="stable")[:, : 2 * self.num_beams])
 
     def _collect(self, choice: Choice) -> None:
-        """Add to the pools the captions that are ended by one of the K best continuations."""
+        """Add the captions that end with one of the K best continuations of their image to the pools."""
         ends = (choice.token_ids == self.eos_id) & np.isfinite(choice.scores)
         for image, rank in np.argwhere(ends[:, : self.num_beams]).tolist():
             parent = choice.parents[image, rank]

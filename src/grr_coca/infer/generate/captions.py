@@ -1,4 +1,4 @@
-"""Caption images: the distribution of the next token, sampling, the loop over tokens, and the public functions.
+"""Caption images by greedy decoding, sampling or beam search, with public functions at the end.
 
 In each step, the loop appends a token to every caption of the batch, independently of the other captions. The rules of
 the options and beam search are in separate modules.
@@ -33,7 +33,12 @@ log = logging.getLogger(__name__)
 
 
 class ArrayLogits:
-    """`Logits` in an array, which is not copied."""
+    """`Logits` in an array, which is neither copied nor changed.
+
+    Args:
+        logits: The logits, R V.
+        normalizer: Logarithm of each row's softmax denominator, R 1. None if it must be computed from `logits`.
+    """
 
     def __init__(self, logits: Float[np.ndarray, "R V"], normalizer: Float[np.ndarray, "R 1"] | None = None) -> None:
         self._logits = logits
@@ -61,7 +66,7 @@ class ArrayLogits:
         return ArrayLogits(self._logits.repeat(count, axis=0), self._normalizer.repeat(count, axis=0))
 
     def logsumexp(self, temperature: float) -> Float[np.ndarray, " R"]:
-        """Return the total; see `Logits`."""
+        """Return the logarithms of the sums; see `Logits`."""
         return (_log_sum_exp(self._logits / temperature) - self._normalizer / temperature)[:, 0]
 
     def sample_tokens(self, uniforms: Float[np.ndarray, " R"], temperature: float) -> Int[np.ndarray, " R"]:
@@ -78,7 +83,7 @@ class ArrayLogits:
 
 
 def inverse_cdf(logits: Float[np.ndarray, "R V"], uniforms: Float[np.ndarray, " R"]) -> Int[np.ndarray, " R"]:
-    """Return the first column at which the cumulative softmax of the logits exceeds the uniform number of its row."""
+    """Return, for each row, the first column at which the cumulative softmax exceeds the row's uniform number."""
     cumulative = _shifted_exp(logits)[0].cumsum(axis=1, dtype=np.float64)
     passed = (cumulative <= uniforms[:, None] * cumulative[:, -1:]).sum(axis=1)
     return np.minimum(passed, logits.shape[1] - 1)
@@ -183,7 +188,13 @@ the keys and values of the remaining images, which takes about as long as one or
 
 
 class CaptionsInProgress:
-    """Tokens of all captions so far, including captions whose row has been removed from the batch."""
+    """Tokens of all captions so far, including captions whose row has been removed from the batch.
+
+    Attributes:
+        token_ids: New tokens of each caption, with zeros after them.
+        log_probs: The model's own log-probability of each new token.
+        lengths: Number of new tokens of each caption, including the end token.
+    """
 
     def __init__(self, num_rows: int, max_length: int) -> None:
         self.token_ids = np.zeros((num_rows, max_length), dtype=np.int64)
@@ -195,7 +206,7 @@ class CaptionsInProgress:
         """Whether each caption in the batch is finished."""
 
     def append(self, next_ids: Int[np.ndarray, " R"], log_probs: Float[np.ndarray, " R"], eos_id: int) -> None:
-        """Append a token to every unfinished caption in the batch."""
+        """Append a token to every unfinished caption in the batch, given one token for each of its rows."""
         rows = self.running[~self.ended]
         ends = self.lengths[rows]
         self.token_ids[rows, ends] = next_ids[~self.ended]
@@ -234,6 +245,9 @@ def decode_independently(
         max_length: Maximum number of new tokens.
         eos_id: Id of the end token.
         uniforms: Random numbers in [0, 1) for sampling. If None, the most likely token is taken.
+
+    Raises:
+        UserError: If the rules of the options exclude every token that could continue a caption.
     """
     num_captions = options.num_captions
     captions = CaptionsInProgress(len(prompt_ids) * num_captions, max_length)
@@ -264,7 +278,7 @@ def decode_independently(
 def _compact(
     decoder: Decoder, captions: CaptionsInProgress, next_ids: Int[np.ndarray, "R 1"], num_captions: int
 ) -> Int[np.ndarray, "_ 1"]:
-    """Remove the images whose captions are all finished, if there are enough such images.
+    """Remove the images whose captions are all finished from the batch and the decoder, if there are enough of them.
 
     Return the tokens of the remaining rows.
     """
@@ -293,8 +307,8 @@ def uniform_draws(seed: int, keys: Sequence[object], num_draws: int, length: int
 # --- Public functions
 
 
-def require_finite(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
-    """Check embeddings or log-probabilities, and return them unchanged.
+def require_no_nan(values: Float[np.ndarray, "*x"]) -> Float[np.ndarray, "*x"]:
+    """Check that no embedding or log-probability is NaN, and return the values unchanged.
 
     Raises:
         UserError: If a value is NaN.
@@ -311,7 +325,7 @@ class Caption(NamedTuple):
         text: The prompt, followed by the new words.
         token_ids: New tokens, with the end token if present.
         log_probs: Log-probability of each new token in the model's own distribution, before options change it.
-        confidence: Probability that the caption is exactly right, if an adapted model chose it.
+        confidence: Probability that the caption is exactly right, if an adapted model chose it. Otherwise None.
     """
 
     text: str
@@ -321,7 +335,7 @@ class Caption(NamedTuple):
 
     @property
     def log_prob(self) -> float | None:
-        """Log-probability of the caption, or None if no decoder computed it."""
+        """Log-probability of the new tokens together, or None if no decoder computed it."""
         return sum(self.log_probs) if self.log_probs else None
 
 
@@ -334,7 +348,7 @@ class GeneratedCaptions(NamedTuple):
     captions: list[list[Caption]]
     image_embedding: Float[np.ndarray, "B E"]
 
-    def require_finite(self) -> None:
+    def require_no_nan(self) -> None:
         """Check that no log-probability or embedding is NaN.
 
         Validation during training does not call this method, so that the run continues.
@@ -342,10 +356,10 @@ class GeneratedCaptions(NamedTuple):
         Raises:
             UserError: If a value is NaN.
         """
-        require_finite(self.image_embedding)
+        require_no_nan(self.image_embedding)
         for image in self.captions:
             for caption in image:
-                require_finite(np.array(caption.log_probs))
+                require_no_nan(np.array(caption.log_probs))
 
 
 def generate(
@@ -369,8 +383,8 @@ def generate(
             batches.
 
     Raises:
-        UserError: If the prompt or `max_length` does not fit the context, the rules leave no token, or no image is
-            given.
+        UserError: If the prompt, `max_length` or `min_length` does not fit the context, the rules leave no token, no
+            image is given, the number of keys differs from the number of images, or beam search finds only NaN.
     """
     captioning = _Captioning(engine, tokenizer, options, prompt, _check_keys(keys, len(pixels)))
     images = engine.encode_images(pixels)
@@ -415,7 +429,11 @@ def stream_captions(
 
 
 def _check_keys(keys: Sequence[object] | None, num_images: int) -> Sequence[object]:
-    """Return one key per image."""
+    """Return one key per image, by default its index.
+
+    Raises:
+        UserError: If there is no image, or the number of keys differs from the number of images.
+    """
     if num_images == 0:
         raise UserError("no image to caption; pass at least one")
     if keys is not None and len(keys) != num_images:
@@ -434,7 +452,7 @@ class _Captioning:
         self.max_length = _max_length(options, engine.context_length, len(self.prompt_ids))
 
     def search(self, images: EncodedImages) -> list[list[Hypothesis]]:
-        """Run beam search."""
+        """Return the best captions of each image from beam search, best first."""
         decoder = self.engine.decoder(
             images,
             num_prompt=len(self.prompt_ids),
@@ -445,7 +463,7 @@ class _Captioning:
         return BeamSearch(decoder, self._prompts(), self.options, self.max_length, self.tokenizer.eos_id).run()
 
     def decode(self, images: EncodedImages) -> Iterator[CaptionsInProgress]:
-        """Run greedy decoding or sampling, step by step."""
+        """Decode greedily or by sampling, and yield all captions after each step; see `decode_independently`."""
         options, max_length, uniforms = self.options, self.max_length, None
         if options.temperature is not None:
             uniforms = uniform_draws(options.seed, self.keys, options.num_captions, max_length)
@@ -466,8 +484,10 @@ class _Captioning:
         return self.tokenizer.decode([*self.prompt_ids, *token_ids])
 
     def texts_so_far(self, captions: CaptionsInProgress) -> list[str]:
-        """Return the part of each caption's text that can no longer change, without the bytes of an incomplete
-        character."""
+        """Return the text of each caption so far, without an incomplete character at the end of an unfinished caption.
+
+        Later tokens only append to this text.
+        """
         texts = []
         for ids, length in zip(captions.token_ids.tolist(), captions.lengths.tolist(), strict=True):
             is_whole = length == self.max_length or ids[length - 1] == self.tokenizer.eos_id
@@ -484,9 +504,12 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
-    """Return the maximum number of new tokens.
+    """Return the maximum number of new tokens, including [EOS].
 
-    The context must also have space for [BOS], the prompt, [EOS] and [CLS].
+    The context must also have space for [BOS], the prompt and [CLS].
+
+    Raises:
+        UserError: If the prompt leaves no space for a caption, or `max_length` or `min_length` exceeds this space.
     """
     room = context_length - num_prompt_ids - 2
     if room < 1:
@@ -508,7 +531,7 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
 
 
 def warn_if_repeated(captions: Sequence[str]) -> None:
-    """Warn if more than half of at least eight images got the same caption, as happens with untrained weights."""
+    """Log a warning if more than half of at least eight captions are equal, as happens with untrained weights."""
     if len(captions) < 8:
         return
     caption, count = Counter(captions).most_common(1)[0]

@@ -39,7 +39,14 @@ class _Change(NamedTuple):
 
 
 def apply_rules(logits: Logits, new_ids: Int[np.ndarray, "R T"], options: GenerationOptions, eos_id: int) -> Logits:
-    """Apply all rules that the options specify. If no rule applies, return the given logits."""
+    """Return logits changed by all rules that the options specify, or the given logits if no rule applies.
+
+    Args:
+        logits: Distribution of the next token of each row. It is not changed.
+        new_ids: New tokens of each row so far, without the prompt.
+        options: Options with the rules.
+        eos_id: Id of the end token.
+    """
     changes = []
     if options.repetition_penalty != 1:
         changes.append(_penalize_repetition(logits, new_ids, options.repetition_penalty))

@@ -432,7 +432,7 @@ def _check_keys(keys: Sequence[object] | None, num_images: int) -> Sequence[obje
     """Return one key per image, by default its index.
 
     Raises:
-        UserError: If there is no image, or the number of keys differs from the number of images.
+        UserError: If no image is given, or the number of keys differs from the number of images.
     """
     if num_images == 0:
         raise UserError("no image to caption; pass at least one")

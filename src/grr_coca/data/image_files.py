@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,7 +18,7 @@ from PIL import Image
 
 from grr_coca.common.errors import UserError
 from grr_coca.common.files import open_regular, read_errors, read_file_bytes, read_regular, require_nonempty_path
-from grr_coca.common.threads import thread_pool
+from grr_coca.common.threads import num_threads, thread_pool
 from grr_coca.data.feature_image import HEADER
 from grr_coca.data.images import MAX_BYTES
 from grr_coca.data.sources.base import SCALE_DOWN, SourceImage, SourceReader, require_max_bytes, source_readers
@@ -394,7 +395,9 @@ def _suffixes() -> str:
 
 _Decoded = tuple[ImageFile, Image.Image | UserError]
 _ITEMS_PER_TASK = 8
-"""Number of items per thread task. More items per task reduce the overhead, and fewer items balance the load better."""
+"""Minimum number of items per thread task. More items reduce the overhead, and fewer items balance the load better."""
+_SECONDS_PER_TASK = 0.25
+"""Duration up to which a task gets more items, including the time that it waits for a helper."""
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -429,15 +432,30 @@ def map_in_background(
     Threads compute the next batch while the caller uses the current batch.
 
     `work` takes a few items and returns a result for each item. It is called in threads, and its errors are passed on.
-    At most two batches are taken from `items` before their results are yielded.
+    If the items take little time, later calls get more items, so that there are fewer calls. At most two batches are
+    taken from `items` before their results are yielded.
     """
-    waiting: deque[list[Future[list[Done]]]] = deque()
+    waiting: deque[list[Future[tuple[list[Done], float]]]] = deque()
     source = iter(items)
+    size, largest = _ITEMS_PER_TASK, max(_ITEMS_PER_TASK, 2 * batch_size // num_threads())
+
+    def timed(part: Sequence[Item]) -> tuple[list[Done], float]:
+        began = time.perf_counter()
+        return list(work(part)), time.perf_counter() - began
+
+    def results() -> list[Done]:
+        nonlocal size
+        parts = [future.result() for future in waiting.popleft()]
+        done = [one for part, _ in parts for one in part]
+        seconds_per_item = sum(seconds for _, seconds in parts) / max(1, len(done))
+        size = max(_ITEMS_PER_TASK, min(largest, int(_SECONDS_PER_TASK / max(seconds_per_item, 1e-6))))
+        return done
+
     with thread_pool() as pool:
         while batch := list(islice(source, batch_size)):
-            parts = (batch[start : start + _ITEMS_PER_TASK] for start in range(0, len(batch), _ITEMS_PER_TASK))
-            waiting.append([pool.submit(lambda part: list(work(part)), part) for part in parts])
+            parts = (batch[start : start + size] for start in range(0, len(batch), size))
+            waiting.append([pool.submit(timed, part) for part in parts])
             if len(waiting) > 1:
-                yield [done for future in waiting.popleft() for done in future.result()]
+                yield results()
         while waiting:
-            yield [done for future in waiting.popleft() for done in future.result()]
+            yield results()

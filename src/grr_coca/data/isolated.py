@@ -68,7 +68,7 @@ _SMALL = 2**16
 _START_SECONDS = 120.0
 _IDLE_WAIT_SECONDS = 0.1
 """Seconds that a call waits for an idle helper before it starts another one. Starting a helper takes about as long."""
-_MAX_TOGETHER = 16
+_MAX_TOGETHER = 32
 """Maximum number of `Content` objects per call."""
 _MAX_BYTES_TOGETHER = 2**22
 """Number of bytes above which no further `Content` is added to a call."""

@@ -217,3 +217,19 @@ def test_waits_only_for_named_pipes_that_were_passed(tmp_path):
     writing.start()
     assert given.read() == b"through the pipe"
     writing.join()
+
+
+@pytest.mark.parametrize(("cores", "seconds", "largest"), [(2, 0.25, 32), (4, 0.25, 16), (16, 0.25, 8), (2, 0.0, 8)])
+def test_calls_get_more_items_while_these_take_little_time(monkeypatch, cores, seconds, largest):
+    monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
+    monkeypatch.setattr(find, "_SECONDS_PER_TASK", seconds)
+    sizes = []
+
+    def work(items):
+        sizes.append(len(items))
+        return [2 * item for item in items]
+
+    batches = list(find.map_in_background(iter(range(330)), work, 32))
+    assert [done for batch in batches for done in batch] == list(range(0, 660, 2))
+    assert [len(batch) for batch in batches] == [32] * 10 + [10]
+    assert (sizes[0], max(sizes)) == (8, largest)

@@ -155,7 +155,7 @@ def test_small_contents_are_batched_and_answered_in_order(helpers):
 
     answers = helpers.map(MODULE, "reverse", contents(), times=1)
     assert str(next(answers)) == "0"
-    assert len(taken) == 16, "no more are held"
+    assert len(taken) == 32, "no more are held"
     for number, answer in enumerate(answers, 1):
         assert str(answer) == f"{number}" if number % 7 == 0 else answer[1] == f"{number}"[::-1].encode()
     assert number == 39

@@ -188,9 +188,9 @@ def _similar_pairs(hashes: np.ndarray, parents: np.ndarray, max_bits: int) -> It
 
     The groups are those of the union-find forest `parents`, in which the caller may merge groups between the yielded
     arrays. Of each initial group, only one image is compared. If more than `MAX_BUCKET` images have equal bands, some
-    pairs are not found. The hashes are sorted by each combination of `EQUAL_BANDS` bands
-    in turn. Hashes in which these bands are equal are then adjacent, and only such hashes are compared. For N random
-    hashes, this takes a few times N comparisons, as long as N is not much larger than 2²¹.
+    pairs are not found. The hashes are sorted by each combination of `EQUAL_BANDS` bands in turn. Hashes in which these
+    bands are equal are then adjacent, and only such hashes are compared. For N random hashes, this takes a few times N
+    comparisons, as long as N is not much larger than 2²¹.
     """
     places = np.unique(parents)
     # After the stable sorts below, images with equal keys are still sorted by hash.

@@ -199,7 +199,7 @@ class Index:
         fold: bool = True,
         min_relevance: float = 0.0,
     ) -> SearchResult:
-        """Find images.
+        """Find images by texts, by images, or by both, and return the hits, best first.
 
         Args:
             texts: Descriptions of the images. Several texts are combined.

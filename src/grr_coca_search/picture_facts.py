@@ -19,7 +19,9 @@ with suppress(ImportError):  # without this package, Pillow does not read XMP
 
 
 def described(data: bytes, name: str, *, preprocess: Preprocess | None = None, renderer: str | None = None) -> Answer:
-    """Return the size, hashes and metadata of an image, and the pixels of the model's input square, S S 3, as bytes.
+    """Return facts about an image, and the pixels of the model's input square, S S 3, as bytes.
+
+    The facts are the size, whether the file has more frames or pages (`more`), the hashes, and the metadata (`found`).
 
     Args:
         data: Bytes of the image file.

@@ -750,7 +750,9 @@ class Thesaurus:
         except FileNotFoundError:
             return cls("")
         except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+            raise UserError(
+                f"{path}: cannot be read as UTF-8 text ({error}); restore this file of the model"
+            ) from error
 
     def related(self, text: str) -> tuple[str, ...]:
         """Return known words that are close to a text, closest first.

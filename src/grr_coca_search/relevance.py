@@ -115,7 +115,8 @@ def curve_of(folder: Path, config: "CoCaConfig") -> RelevanceCurve | None:
 def can_tell(best: np.ndarray, sample: np.ndarray, asked: np.ndarray, others: np.ndarray) -> bool:
     """Return whether relevances are valid.
 
-    Relevances are valid if the library has enough images that differ from each other and from the best hit.
+    They are valid if the library has at least `MIN_DIFFERENT` different images, and if the median similarity of its
+    images to the best hit, and that of its captions to the query, do not exceed their limits.
 
     Args:
         best: Embedding of the best hit, E.

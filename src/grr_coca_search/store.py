@@ -618,7 +618,7 @@ def open_store(location: str) -> Store:
 
 
 def find_store(location: str) -> Store | None:
-    """Open the store of an index. Return None if the location does not have an index, but can get one.
+    """Open the store of an index. Return None if the location has no index, but an index can be created there.
 
     Raises:
         UserError: If the location has other content or cannot be reached, or if its index cannot be opened.

@@ -21,7 +21,7 @@ _DIGITS = 4
 
 
 class Explainer:
-    """Explainer that computes the heat maps of one image at a time, in a separate thread.
+    """Thread that captions images and computes heat maps for the words of the captions, one image at a time.
 
     Args:
         load: Function that loads the model with PyTorch. It is called in that thread.
@@ -97,6 +97,6 @@ def _to_fractions(box: "Box", size: tuple[int, int]) -> list[float]:
 
 
 def _scale_to_one(heat: np.ndarray) -> list[list[float]]:
-    """Scale a heat map so that its maximum is 1, and return its rows."""
+    """Return the rows of a heat map, scaled so that its maximum is 1 (unless all values are 0), with 4 digits."""
     largest = max(float(heat.max()), 1e-30)
     return (heat.astype(np.float64) / largest).round(_DIGITS).tolist()

@@ -101,7 +101,10 @@ class PictureFiles:
             raise UserError(error.message) from error
         except TimeoutError as error:
             reading.cancel()
-            raise UserError(f"the file of this image could not be read within {_SECONDS:g} s") from error
+            raise UserError(
+                f"the file of this image could not be read within {_SECONDS:g} s, because its drive may be stalled; "
+                "try again later"
+            ) from error
 
     def decode(self, data: bytes, name: str, side: int) -> Image.Image:
         """Decode an image with sides of at most `side` pixels. Do not call this from the event-loop thread.
@@ -184,7 +187,9 @@ class PictureFiles:
 
     def _read(self, entry: "Entry") -> bytes:
         if not self._may_show(entry.file):
-            raise RequestError(403, "this server shows only images in the folders passed to --pictures")
+            raise RequestError(
+                403, "this server does not show this image; to show it, start the server with --pictures and its folder"
+            )
         return entry.span.read()
 
     def _read_drawings(self, entries: "Sequence[Entry]", found: dict[str, str]) -> None:

@@ -98,7 +98,11 @@ class Key:
         return hmac.compare_digest(_digest(content.strip()), self._digest)
 
     def is_authorized(self, headers: dict[bytes, bytes]) -> bool:
-        """Return whether a request has the key or a valid cookie."""
+        """Return whether a request has the key or, if it does not send a key, a valid cookie.
+
+        Args:
+            headers: Headers of the request, with names in lower case.
+        """
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() == b"bearer":
             # Some clients write headers in UTF-8, others in Latin-1.
@@ -229,7 +233,11 @@ class Guard:
                     f"with a key in {KEY_VARIABLE}",
                 )
         elif not (path in self._public or self._key.is_authorized(headers)):
-            raise RequestError(401, f"this server requires a key: send 'Authorization: Bearer KEY' ({KEY_VARIABLE})")
+            raise RequestError(
+                401,
+                "this server requires a key; send the header 'Authorization: Bearer KEY' with the value of "
+                f"{KEY_VARIABLE} on the server",
+            )
 
     # --- Body of the request
 
@@ -445,7 +453,10 @@ def require_bounded(body: bytes) -> None:
                 "less per request",
             )
         if depth > MAX_DEPTH:
-            raise RequestError(422, f"the JSON is nested too deeply: more than {MAX_DEPTH} levels of lists and objects")
+            raise RequestError(
+                422,
+                f"the JSON is nested too deeply: more than {MAX_DEPTH} levels of lists and objects; send fewer levels",
+            )
 
 
 def _end_of_text(body: bytes, start: int, max_quotes: int) -> tuple[int, int]:

@@ -76,4 +76,4 @@ def fetch_archive(
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{package}: npm did not answer within {_SECONDS} seconds; {by_hand}") from error
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); {by_hand}") from error

@@ -39,7 +39,7 @@ _REMOTE = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def is_picture(text: str) -> bool:
-    """Return whether a text is an image as a data URI."""
+    """Return whether a text begins like the data URI of an image. `from_data_uri` checks the rest."""
     return text[:11].lower() == "data:image/"
 
 

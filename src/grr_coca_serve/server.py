@@ -100,8 +100,12 @@ def listen(host: str, port: int) -> socket.socket:
         listening = socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        hint = "; another server may use it: pass another --port" if "use" in str(reason) else "; check --host"
-        raise UserError(f"{host}:{port}: cannot listen ({reason}){hint}") from error
+        hint = "check --host"
+        if isinstance(error, PermissionError):
+            hint = "low ports need special permissions: pass a larger --port"
+        elif "use" in str(reason):
+            hint = "another server may use it: pass another --port"
+        raise UserError(f"{host}:{port}: cannot listen ({reason}); {hint}") from error
     # An answer is written in two parts. Without this setting, the system would delay the second part until the client
     # has confirmed the first one, which takes 40 ms on a persistent connection. Connections inherit the setting.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,5 +1,6 @@
 """`grr-coca serve` as a process: start and shutdown."""
 
+import errno
 import http.client
 import re
 import select
@@ -69,6 +70,16 @@ def test_port_in_use_is_named_before_the_model_is_loaded(refused):
         message = refused("--port", port)
     assert f"127.0.0.1:{port}: cannot listen" in message
     assert "pass another --port" in message
+
+
+def test_port_without_permission_suggests_a_larger_port(refused, monkeypatch):
+    def denied(*_args, **_options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", denied)
+    message = refused("--port", 80)
+    assert "127.0.0.1:80: cannot listen (Permission denied); low ports need special permissions" in message
+    assert "--host" not in message
 
 
 def test_second_packet_does_not_wait_for_the_client():

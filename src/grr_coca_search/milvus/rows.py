@@ -66,7 +66,7 @@ def to_record(entry: Entry, vector: np.ndarray) -> dict[str, Any]:
 
 
 def from_record(record: dict[str, Any]) -> Entry:
-    """Convert a row to the entry of an image."""
+    """Convert a row to the entry of an image. This is the inverse of `to_record`, apart from truncated texts."""
     noted = (record["kinds"] or {}).get(_PHOTO)
     fields = record["fields"] or {}
     return Entry(

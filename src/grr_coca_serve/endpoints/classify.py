@@ -28,7 +28,10 @@ class LabelOptions(Strict):
 
     @model_validator(mode="after")
     def _require_short_sentences(self) -> Self:
-        """Limit the total length, because a template may repeat its placeholder many times."""
+        """Limit the total length of the filled templates, because a template may repeat its placeholder many times.
+
+        Longer inputs raise a `ValueError`, which Pydantic reports to the client.
+        """
         length = filled_length(self.labels, self.templates)
         if length > _MAX_FILLED_LENGTH:
             raise ValueError(

@@ -192,7 +192,9 @@ async def embeddings(given: EmbeddingsInput, request: Request, service: ThisServ
         )
     width = service.queue.ready().engine.embed_dim
     if given.dimensions not in (None, width):
-        raise RequestError(400, f"dimensions must be {width} for this model", param="dimensions")
+        raise RequestError(
+            400, f"dimensions must be {width} for this model, got {given.dimensions}", param="dimensions"
+        )
     decoded = [from_data_uri(one, "input") if is_picture(one) else one for one in inputs]
     place.take(sum(isinstance(one, bytes) for one in decoded))
     vectors = await service.embedded(decoded, deadline_of(request))

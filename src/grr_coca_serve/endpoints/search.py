@@ -47,7 +47,7 @@ class SearchInput(Strict):
 
 
 class SimilarOptions(Strict):
-    """Filter and range of the hits to return. `id` identifies an image of the index, in place of one in the body."""
+    """Filter and range of the hits to return. `id` identifies an image of the index, instead of one in the body."""
 
     id: Text | None = None
     where: Where = None

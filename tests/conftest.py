@@ -57,15 +57,18 @@ FORKING = ("tests/core/train/", "tests/test_processes.py")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `ci` are slow, too, so that `-m "not slow"` leaves them out. Those that need a GPU
-    are skipped without one. Those of `FORKING` are the first: one worker, which is still small, runs them all.
+    """Tests marked `ci` are slow, too, so that `-m "not slow"` leaves them out. Cases of them that are marked `slow`
+    are not `ci`. Tests that need a GPU are skipped without one. Tests of `FORKING` are the first: one worker, which is
+    still small, runs them all.
     """
     import torch
 
     torch.set_num_threads(1)
     items.sort(key=lambda item: not item.nodeid.startswith(FORKING))
     for item in items:
-        if item.get_closest_marker("ci"):
+        if item.get_closest_marker("slow"):
+            item.own_markers = [mark for mark in item.own_markers if mark.name != "ci"]
+        elif item.get_closest_marker("ci"):
             item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU; runs by `make test-gpu`"))

@@ -78,7 +78,8 @@ def test_half_of_the_rates_continue_at_each_rung(job, tmp_path):
 
 
 @pytest.mark.ci
-def test_killed_search_continues_exactly(job, tmp_path):
+def test_killed_search_continues_exactly(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "FACTORS", (1.0, 2.0))
     job.finish(tmp_path / "whole")
     kills = 0
     for _ in range(100):

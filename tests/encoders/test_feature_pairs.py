@@ -286,7 +286,7 @@ def test_names_and_captions_of_features(grr_coca, root, tmp_path, kind):
             for name, text in zip(names, texts, strict=True)
         }
     else:
-        with pytest.raises(BadSample, match="an image without a caption"):
+        with pytest.raises(BadSample, match="the image has no caption"):
             source.captions(0)
     if kind == "parquet":
         assert [file.fields()["age"] for file in files] == [1, 2, 3, 4]

@@ -225,7 +225,8 @@ def device_of_process() -> torch.device:
         number = 0  # a scheduler can expose one GPU to each process
     if number >= num_gpus:
         raise UserError(
-            f"more processes were started than this machine has GPUs; use torchrun --nproc-per-node {num_gpus}"
+            f"more processes were started than this machine has GPUs ({num_gpus}); "
+            f"use torchrun --nproc-per-node {num_gpus}"
         )
     return torch.device("cuda", number)
 

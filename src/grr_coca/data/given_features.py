@@ -100,7 +100,9 @@ class GivenFeatures:
             raise UserError(f"{self.path}: the features of {key} cannot be read ({error}); write them again") from error
         found = found[0] if found.ndim == 3 and len(found) == 1 else np.atleast_2d(found)
         if found.ndim != 2 or not found.size:
-            raise UserError(f"{self.path}: the features of {key} have the shape {found.shape}; expected D or N × D")
+            raise UserError(
+                f"{self.path}: the features of {key} have the shape {found.shape}; expected D or N × D numbers"
+            )
         return found
 
 

@@ -162,7 +162,7 @@ def test_shards_in_folders_are_pairs_and_no_classes(tmp_path):
     write_shard(tmp_path / "val" / "0.tar", real_pairs(2))
     (tmp_path / "train" / "0.webp").write_bytes(real_pairs(1)[0].image)
     (tmp_path / "val" / "0.webp").write_bytes(real_pairs(1)[0].image)
-    with pytest.raises(UserError, match=r"train/0\.webp: no caption; expected it in 0\.txt"):
+    with pytest.raises(UserError, match=r"train/0\.webp: the image has no caption; expected it in 0\.txt"):
         open_labelled(str(tmp_path))
 
 

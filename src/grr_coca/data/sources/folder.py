@@ -51,7 +51,7 @@ class ImageFolder(PairSource):
         image = self._path(index)
         path = caption_file(image)
         if path is None:
-            message = f"{image}: no caption; expected it in {image.with_suffix('.txt').name} next to it"
+            message = f"{image}: the image has no caption; expected it in {image.with_suffix('.txt').name} next to it"
             raise BadSample(message, Cause.NO_CAPTION)
         return caption_lines(decode_text(read_image_file(path, str(path), MAX_TEXT), str(path)))
 

@@ -168,7 +168,7 @@ class ListedPairs(PairSource):
         row = self._rows[index]
         name = self._name(index, row)
         if not row.path:
-            raise BadSample(f"{name}: a row without an image; add its path or remove the row", Cause.NO_IMAGE)
+            raise BadSample(f"{name}: the row has no image; add its path or remove the row", Cause.NO_IMAGE)
         return read_image_file(self.images.path(row.path, name), name)
 
     def captions(self, index: int) -> tuple[str, ...]:
@@ -224,11 +224,11 @@ class ListedPairs(PairSource):
         row = self._rows[index]
         if not row.captions:
             raise BadSample(
-                f"{self._name(index, row)}: an image without a caption; add one or remove the row", Cause.NO_CAPTION
+                f"{self._name(index, row)}: the image has no caption; add one or remove the row", Cause.NO_CAPTION
             )
         if not row.path:
             raise BadSample(
-                f"{self._name(index, row)}: a caption without an image; add its path or remove the row", Cause.NO_IMAGE
+                f"{self._name(index, row)}: the caption has no image; add its path or remove the row", Cause.NO_IMAGE
             )
         return row
 

@@ -227,7 +227,7 @@ class TableOfImages(ListedPairs):
         captions = self._rows[index].captions
         if not captions:
             raise BadSample(
-                f"{self.name(index)}: an image without a caption; add one or remove the row", Cause.NO_CAPTION
+                f"{self.name(index)}: the image has no caption; add one or remove the row", Cause.NO_CAPTION
             )
         return captions
 
@@ -328,9 +328,7 @@ def content_of(cell: Any, name: str) -> tuple[bytes, str]:
     require_max_bytes(size, MAX_BYTES, name, SCALE_DOWN)
     if not size:
         hint = f"; the file {path} is not read" if path else ""
-        raise BadSample(
-            f"{name}: a row without the bytes of an image{hint}; add them or remove the row", Cause.NO_IMAGE
-        )
+        raise BadSample(f"{name}: the row has no bytes of an image{hint}; add them or remove the row", Cause.NO_IMAGE)
     return content.as_py(), path
 
 

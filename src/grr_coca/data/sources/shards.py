@@ -60,8 +60,8 @@ _DENSE = 4
 """A range of a shard is read as one block only if one in this many of its pairs, and of its bytes, is needed."""
 
 _MESSAGES = {
-    Cause.NO_IMAGE: "a caption without an image; expected a member {key}.jpg (or .png, .webp …)",
-    Cause.NO_CAPTION: "an image without a caption; expected a member {key}.txt",
+    Cause.NO_IMAGE: "the caption has no image; expected a member {key}.jpg (or .png, .webp …)",
+    Cause.NO_CAPTION: "the image has no caption; expected a member {key}.txt",
     Cause.DUPLICATE_KEY: "an earlier pair of the shard has the same key; rename one of them",
     Cause.CUT_OFF: "the shard ends in the middle of this pair; copy or download it again",
     Cause.EMPTY_FILE: "not an image: the file is empty; replace it",
@@ -217,7 +217,9 @@ class TarShards(PairSource):
         if index is not None:
             return index
         if isinstance(path, RemoteFile):
-            raise UserError(f"{index_path}: index corrupt or replaced; run `grr-coca data index` on {path} again")
+            raise UserError(
+                f"{index_path}: the index is corrupt or was replaced; run `grr-coca data index` on {path} again"
+            )
         return _open_index(path)[0]
 
     def _open(self, shard: int) -> LocalFile:

@@ -411,7 +411,7 @@ def test_parquet_captions_may_be_of_any_type_of_text(tmp_path, kind):
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet", row_group_size=1)
     source = open_source(tmp_path / "a.parquet")
     assert source[0].captions == (("a cat", "a pet") if "list" in kind else ("a cat",))
-    with pytest.raises(BadSample, match=r"row 2, 1\.jpg: an image without a caption"):
+    with pytest.raises(BadSample, match=r"row 2, 1\.jpg: the image has no caption"):
         source[1]
 
 
@@ -502,7 +502,7 @@ def test_broken_rows_are_bad_samples_and_the_others_are_read(tmp_path):
         assert f"row {index + 1}" in source.name(index)
     assert causes == [Cause.BAD_RECORD, Cause.BAD_TEXT, Cause.NO_IMAGE, Cause.NO_IMAGE]
     assert source[5].caption == "  "
-    with pytest.raises(BadSample, match=r"a\.csv: row 5, : a row without an image"):
+    with pytest.raises(BadSample, match=r"a\.csv: row 5, : the row has no image"):
         source.image(4)
     assert [source.image_path(index) for index in (0, 1, 4)] == [tmp_path / "0.jpg", None, None]
 

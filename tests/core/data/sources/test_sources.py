@@ -161,7 +161,7 @@ def test_image_without_a_caption_is_a_named_bad_sample(tmp_path):
     shard = TarShards([write_tar(tmp_path / "a.tar", members)])
     assert len(shard) == 3
     assert (shard[0].key, shard[2].key) == (PAIRS[0].key, PAIRS[2].key)
-    with pytest.raises(BadSample, match=rf"a\.tar: {PAIRS[1].key}: an image without a caption") as caught:
+    with pytest.raises(BadSample, match=rf"a\.tar: {PAIRS[1].key}: the image has no caption") as caught:
         shard[1]
     assert caught.value.cause is Cause.NO_CAPTION
 
@@ -307,7 +307,9 @@ def test_image_file_without_a_caption_names_both(tmp_path):
     (folder / f"{PAIRS[0].key}.txt").unlink()
     source = ImageFolder(folder)
     bad = next(i for i in range(2) if PAIRS[0].key in source.name(i))
-    with pytest.raises(BadSample, match=rf"{PAIRS[0].key}\.webp: no caption; expected it in {PAIRS[0].key}\.txt"):
+    with pytest.raises(
+        BadSample, match=rf"{PAIRS[0].key}\.webp: the image has no caption; expected it in {PAIRS[0].key}\.txt"
+    ):
         source[bad]
     assert source[1 - bad].key == PAIRS[1].key
 

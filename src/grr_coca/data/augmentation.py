@@ -126,8 +126,9 @@ class Augmentation:
         swap: Fraction of images in which half of the cells of a 4 × 4 grid come from another image of the same caption.
         recolour: Fraction of images drawn in two random colours; light on dark and dark on light are equally frequent.
         tint: Fraction of images whose white becomes a random light colour.
-        coarse: Fraction of images scaled down to a random size, at least 16 pixels, and up again.
-        shape: Fraction of images that are placed in a disc or a square of random colours, like the icon of a button.
+        coarse: Fraction of images scaled down to a random side of 16 to 48 pixels, and up again.
+        shape: Fraction of images that are placed in a disc, a square or a rounded square of random colours, like the
+            icon of a button.
         paint: Fraction of images that are painted. Their parts and inner white areas get random colours, and the images
             can get a gradient, a bevel, a highlight, an outline and a shadow.
         jpeg: Fraction of images with JPEG artefacts of random quality.

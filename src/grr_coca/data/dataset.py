@@ -113,8 +113,8 @@ class PairDataset(Dataset[Sample]):
 
     With an augmentation, the dataset is for training. The selected caption of an image, the change of the image, and
     the replacement for a bad sample depend only on the seed, the epoch and the index of the sample. They depend neither
-    on the order in which samples are read nor on the number of workers. If the source is small enough, all decoded
-    images are cached in memory.
+    on the order in which samples are read nor on the number of workers. If the source is small enough, all its decoded
+    images are cached in memory during training.
 
     Without an augmentation, the dataset is for evaluation. It yields the first caption and the unchanged image, and a
     bad sample is an error, because scores on a smaller split would not be comparable.

@@ -137,7 +137,7 @@ def fix_encoding(text: str) -> str:
     """Repair a text that was decoded in the wrong encoding or escaped, as open_clip does before tokenization.
 
     Mojibake is repaired (`cafÃ©` to `café`), ligatures and full-width letters become plain letters, and HTML entities
-    are replaced (`a &amp;amp; b` to `a & b`).
+    are replaced (`a &amp;amp; b` to `a & b`). Spaces at the ends are removed.
 
     Raises:
         UserError: If ftfy is not installed.

@@ -194,7 +194,7 @@ class SourceReader(Protocol):
 
 
 def source_readers(argument: str) -> Iterator[SourceReader]:
-    """Yield the readers that may be able to read an argument. No reader is yielded for the path of an image.
+    """Yield the readers that may be able to read an argument. For the path of a pixel image, none is yielded.
 
     Readers from other distributions are yielded only for arguments of the form `SCHEME:…`, because finding these
     readers takes longer than opening a folder.

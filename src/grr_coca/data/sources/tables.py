@@ -344,7 +344,11 @@ def _delimiter(header: str, path: Path) -> str:
 def _find_table_images(path: Path, rows: _LineRows, needs_images: bool) -> ImageFiles:
     """Find the images of a table. They are next to the table or in a subfolder.
 
-    The subfolder is `images/` or, for a table such as `train_captions.csv` of ROCO v2, `train_images/`.
+    The subfolder is `images/` or, for a table `train.csv` or `train_captions.csv` (ROCO v2), `train/`, `train_images/`,
+    `train_images/train/` or `images/train/`.
+
+    Raises:
+        UserError: If no images are found; see `locate_images`.
     """
     root, part = path.parent, path.stem.removesuffix("_captions")
     folders = [root, root / "images", root / part, root / f"{part}_images", root / f"{part}_images" / part]

@@ -285,8 +285,9 @@ def source_digest(source: PairSource) -> str:
     """Return a digest of the selection and order of the pairs, so that a resumed run recognizes its data.
 
     The digest depends on the names and sizes of files, but not on the path of their folder. For an image folder, it
-    depends only on the names. No pair is read, so computing the digest of tens of millions of pairs takes less than a
-    second. Checkpoints contain such digests, so a change of this function would make older runs unusable.
+    depends only on the names, and for remote shards, on the names and contents. No pair is read, so computing the
+    digest of tens of millions of pairs takes less than a second. Checkpoints contain such digests, so a change of this
+    function would make older runs unusable.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in source.digest_parts():

@@ -59,8 +59,8 @@ def from_dict(cls: type[T], data: object, where: str = "config") -> T:
 def _suggest_key(key: str, cls: type) -> str:
     """Return a hint for an unknown key of a dataclass.
 
-    The hint names the paths of the same key in nested sections. If there are none, it names the most similar key of the
-    dataclass, or all its keys if none is similar.
+    The hint names the paths of the same key in nested sections. If no nested section has the key, the hint is that of
+    `suggest_name` for the keys of the dataclass.
     """
     own = _fields(cls)
     paths = [path for name in own for path in _key_paths(name, own[name][0]) if path.rpartition(".")[2] == key]

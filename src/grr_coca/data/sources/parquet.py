@@ -173,7 +173,7 @@ class _ParquetRows:
     def fields(self, index: int) -> Mapping[str, object]:
         """Return the columns of a row except the image and columns of bytes, by name.
 
-        Cells that Python cannot represent are omitted.
+        Empty cells, and cells that Python cannot represent, are omitted. The first call reads these columns completely.
         """
         cells = ((name, _cell_value(column[index])) for name, column in self._columns.items())
         return {name: value for name, value in cells if value is not None}

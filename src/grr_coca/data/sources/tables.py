@@ -115,7 +115,7 @@ class _LineRows:
     Args:
         path: Path of the file.
         starts: Offset of each row, followed by the end of the last row.
-        parser: Parser of rows. It raises ValueError if the text of a row is invalid.
+        parser: Parser of rows. If the text of a row is invalid, its error becomes a `BadSample` that names the row.
     """
 
     def __init__(self, path: Path, starts: np.ndarray, parser: "_JsonParser | _DelimitedParser") -> None:

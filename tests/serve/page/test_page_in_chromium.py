@@ -982,6 +982,7 @@ def test_image_that_is_not_found_late_does_not_hide_another(blank):
             const grid = new Grid(list, { image, describe });
             const show = (id) => grid.show({ count: 1, entries: [{ id }], more: async () => [] });
             show(0);
+            while (!fail) await new Promise((resolve) => setTimeout(resolve));
             const late = fail;
             show(1);
             list.querySelector("img").src = "data:image/gif;base64,R0lGODlhAQABAAAAACw=";
@@ -991,6 +992,35 @@ def test_image_that_is_not_found_late_does_not_hide_another(blank):
         }"""
     )
     assert gone == 0
+
+
+def test_only_images_that_are_new_and_still_wanted_are_requested(blank):
+    requested = blank.evaluate(
+        """async () => {
+            const { Grid } = await import("./grid.js");
+            document.body.innerHTML = `<main><ul style="--tile: 100px; --gap: 5px; --under: 5px"></ul></main>`;
+            const requested = [];
+            const image = async ({ id }) => requested.push(id) && "data:image/gif;base64,R0lGODlhAQABAAAAACw=";
+            const known = ({ id }) => (id === "known" ? "data:image/gif;base64,R0lGODlhAQABAAAAACw=" : undefined);
+            const describe = ({ id }) => ({ caption: id, set: "", alike: "", hint: id });
+            const grid = new Grid(document.querySelector("ul"), { image, known, describe });
+            const show = (...ids) => {
+                const entries = ids.map((id) => ({ id }));
+                grid.show({ count: ids.length, entries, more: async () => [] });
+            };
+            const tick = () => new Promise((resolve) => setTimeout(resolve));
+            const drawn = async (count) => {
+                while (document.querySelectorAll("img[src]").length < count) await tick();
+            };
+            show("replaced", "stays");
+            show("first", "stays");
+            await drawn(2);
+            show("other", "stays", "known");
+            await drawn(3);
+            return [requested, [...document.querySelectorAll(".caption")].map(({ textContent }) => textContent)];
+        }"""
+    )
+    assert requested == [["first", "stays", "other"], ["other", "stays", "known"]]
 
 
 def test_file_that_cannot_be_kept_is_shown(blank):

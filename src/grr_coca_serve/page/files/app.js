@@ -8,7 +8,8 @@
 //   others(entry) → entries, each with a probability
 //   facets() → {facets};  counts(filters, fields, signal) → {facets};  caption(file, onToken, signal) → {caption, unfamiliar};  explain({file | entry}, signal) →
 //   {caption, words};  keyOf(entry) → what an address calls it;  entry(key) → entry
-//   tags(file) → words, if it can;  opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings
+//   tags(file) → words, if it can;  opened(file) → file that the others accept;  image(entry, side) → address;  svg(entry) → text, if hasDrawings;
+//   known(entry) → that text, if it is there already, else undefined
 
 import { Detail, OUTSIDE, copy, drawHeat, namesOf, once, wordsOf } from "./detail.js";
 import { element } from "./element.js";
@@ -41,6 +42,7 @@ let typed = -Infinity; // when the last letter was typed
 
 const grid = new Grid(one("#pictures"), {
   image: addressOf,
+  known: knownAddress,
   describe,
   open: (index) => detail.open(index),
   leave: (isEscape) => (isEscape && detail.isPanel ? detail.dismiss() : one("#query").focus()),
@@ -248,10 +250,10 @@ function isAsking() {
 function changed(isStep = false) {
   if (!detail.isPanel) detail.close();
   if (isStep) typed = -Infinity; // what is typed next is another step
+  update(); // begins to search, while this goes on
   writeAddress(isStep);
   showParts();
   scrollTo({ top: 0, behavior: "instant" });
-  update();
 }
 
 /** Ask for what the query now says, and show it. */
@@ -305,6 +307,12 @@ async function addressOf(entry) {
   if (!isOfIcons() || !isIcon(entry)) return backend.image(entry);
   const svg = await backend.svg(entry).catch(() => null);
   return svg === null ? backend.image(entry) : style.address(svg);
+}
+
+/** That address, if the source of the icon is there already; else undefined. */
+function knownAddress(entry) {
+  const svg = isOfIcons() && isIcon(entry) ? backend.known(entry) : undefined;
+  return svg === undefined ? undefined : style.address(svg);
 }
 
 /**

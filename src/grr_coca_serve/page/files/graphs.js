@@ -5,6 +5,8 @@ import { jsonOf } from "./packed.js";
 import { drawSvg, isSvg, requirePicture } from "./picture.js";
 import { missing, siteFile } from "./site_file.js";
 
+const MAX_SOURCES = 1000;
+
 // The smallest module with a vector instruction, `i8x16.splat`.
 const SIMD = Uint8Array.of(
   0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11,
@@ -16,6 +18,7 @@ export class Graphs {
   #next = 0;
   #site;
   #packs = new Map();
+  #sources = new Map(); // SVG of the entries that were shown last, by id
   #urls = new Map();
 
   /** @param {(state: object) => void} onState called while the site loads */
@@ -113,9 +116,22 @@ export class Graphs {
 
   /** The SVG source of an entry, drawn in a colour if it has none of its own. */
   async svg(entry, colour = null) {
+    const source = this.known(entry) ?? (await this.#source(entry));
+    if (!this.#sources.has(entry.id)) {
+      if (this.#sources.size >= MAX_SOURCES) this.#sources.delete(this.#sources.keys().next().value);
+      this.#sources.set(entry.id, source);
+    }
+    return colour ? source.replace("<svg ", `<svg color="${colour}" `) : source;
+  }
+
+  /** The SVG source of an entry that was shown lately: no file is read for it. Undefined for another one. */
+  known(entry) {
+    return this.#sources.get(entry.id);
+  }
+
+  async #source(entry) {
     if (!entry.drawing) {
-      const source = await (await siteFile(`${this.#site.thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.svg`)).text();
-      return colour ? source.replace("<svg ", `<svg color="${colour}" `) : source;
+      return (await siteFile(`${this.#site.thumbnails.folder}/${Math.floor(entry.id / 1000)}/${entry.id}.svg`)).text();
     }
     const [pack, place] = entry.drawing;
     if (!this.#packs.has(pack)) {
@@ -124,9 +140,8 @@ export class Graphs {
       this.#packs.get(pack).catch(() => this.#packs.delete(pack));
     }
     const { box, body } = (await this.#packs.get(pack))[place];
-    const ink = colour ? ` color="${colour}"` : "";
     const names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"';
-    return `<svg ${names} viewBox="${box.join(" ")}" width="${box[2]}" height="${box[3]}"${ink}>${body}</svg>`;
+    return `<svg ${names} viewBox="${box.join(" ")}" width="${box[2]}" height="${box[3]}">${body}</svg>`;
   }
 
   // --- Calls to the worker

@@ -6,6 +6,7 @@ import { element } from "./element.js";
 const SPARE_ROWS = 2; // above and below the window
 const MAX_HEIGHT = 12_000_000; // pixels; browsers cannot make elements much higher
 const CHUNK = 100; // pictures that are asked for at a time
+const LOADS = 8; // images that are requested in one task, so that a letter typed meanwhile need not wait
 
 export class Grid {
   #list;
@@ -22,6 +23,7 @@ export class Grid {
   #asked = new Set();
   #entries = [];
   #due = false;
+  #wanted = []; // [tile, its generation]: images to be requested after the next frame
   #split = Infinity; // the first picture below the divider
   #divider = element("li", { className: "divider" }, "Less likely"); // above the pictures that are
 
@@ -29,6 +31,7 @@ export class Grid {
    * @param {HTMLElement} list
    * @param {object} on
    * @param {(entry: object) => Promise<string>} on.image the address of a thumbnail
+   * @param {(entry: object) => string | undefined} on.known its address, if no request is needed for it
    * @param {(entry: object) => {caption: string, set: string, alike: string, hint: string}} on.describe the texts of a tile
    * @param {(index: number) => void} on.open
    * @param {(isEscape: boolean) => void} on.leave the first row is left upwards, or Escape pressed
@@ -287,31 +290,58 @@ export class Grid {
     const entry = this.#entries[index];
     tile.button.tabIndex = index === this.#focused ? 0 : -1;
     tile.item.setAttribute("aria-setsize", this.#count);
-    tile.item.classList.toggle("waiting", !entry);
-    tile.item.classList.remove("gone", "unloaded");
-    tile.image.removeAttribute("src");
-    tile.button.removeAttribute("title");
-    if (!entry) {
-      tile.caption.textContent = tile.set.textContent = tile.alike.textContent = "";
+    const before = tile.said ?? {}; // what has not changed is not laid out again
+    const said = entry ? this.on.describe(entry) : { caption: "", set: "", alike: "", hint: "" };
+    tile.said = said;
+    if (said.caption !== before.caption) {
+      tile.caption.textContent = said.caption;
+      tile.copy.setAttribute("aria-label", `Copy SVG: ${said.caption}`);
+    }
+    if (said.set !== before.set) tile.set.textContent = said.set;
+    if (said.hint !== before.hint) tile.button.title = said.hint;
+    if (said.alike !== before.alike) say(tile.alike, said.alike, "more that look the same");
+    this.#markOne(tile, entry);
+    this.#draw(tile, entry);
+  }
+
+  /** Show the image of an entry in a tile. One that is shown there stays. */
+  #draw(tile, entry) {
+    const { classList } = tile.item;
+    const isFailed = classList.contains("gone") || classList.contains("unloaded");
+    const drawn = entry ? `${entry.id} ${entry.date} ${entry.size}` : null; // a file that has changed is drawn again
+    if (entry && tile.drawn === drawn && !isFailed) return;
+    tile.drawn = drawn;
+    tile.generation = {};
+    classList.toggle("waiting", !entry);
+    classList.toggle("vector", Boolean(entry?.is_vector));
+    classList.remove("gone", "unloaded");
+    const address = entry && this.on.known?.(entry);
+    if (address !== undefined) {
+      tile.image.src = address;
       return;
     }
-    const { caption, set, alike, hint } = this.on.describe(entry);
-    this.#markOne(tile, entry);
-    tile.copy.setAttribute("aria-label", `Copy SVG: ${caption}`);
-    tile.item.classList.toggle("vector", Boolean(entry.is_vector));
-    tile.caption.textContent = caption;
-    tile.set.textContent = set;
-    tile.button.title = hint;
-    say(tile.alike, alike, "more that look the same");
-    const generation = (tile.generation = {});
-    this.on.image(entry).then(
-      (address) => {
-        if (tile.generation === generation) tile.image.src = address;
-      },
-      () => {
-        if (tile.generation === generation) tile.item.classList.add("gone");
-      },
-    );
+    tile.image.removeAttribute("src");
+    if (!entry) return;
+    if (!this.#wanted.length) requestAnimationFrame(() => setTimeout(() => this.#load()));
+    this.#wanted.push([tile, tile.generation, entry]);
+  }
+
+  /** Request images that are still wanted: first those from the top of the window on. */
+  #load() {
+    const first = this.#indexAt(Math.max(0, this.#scrolled().top));
+    const place = ([tile]) => (Number(tile.button.dataset.index) - first + this.#count) % this.#count;
+    this.#wanted = this.#wanted.filter(([tile, generation]) => tile.generation === generation).sort((a, b) => place(a) - place(b));
+    for (const [tile, generation, entry] of this.#wanted.splice(0, LOADS)) {
+      this.on.image(entry).then(
+        (address) => {
+          if (tile.generation === generation) tile.image.src = address;
+        },
+        () => {
+          if (tile.generation === generation) tile.item.classList.add("gone");
+        },
+      );
+    }
+    if (this.#wanted.length) setTimeout(() => this.#load());
   }
 
   #release(index) {
@@ -319,7 +349,7 @@ export class Grid {
     this.#tiles.delete(index);
     if (tile.button === document.activeElement) this.#list.focus({ preventScroll: true });
     tile.item.remove();
-    tile.generation = null;
+    tile.generation = tile.drawn = null;
     if (this.#free.length < 200) this.#free.push(tile);
   }
 

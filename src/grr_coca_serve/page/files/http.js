@@ -99,6 +99,11 @@ export class Http {
 
   hasDrawings = false;
 
+  /** The SVG source of an entry, if it came with the answer. */
+  known(entry) {
+    return entry.svg;
+  }
+
   /** The cleaned SVG source of an entry that has one. */
   async svg(entry) {
     if (entry.svg) return entry.svg;

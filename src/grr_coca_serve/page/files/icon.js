@@ -5,9 +5,12 @@ import { element } from "./element.js";
 const SIZES = [16, 24, 32, 48, 64, 128, 256, 512];
 const NEEDS_CREDIT = /^CC-BY/i;
 
+let dark = null; // a tile of an icon asks for it
+
 /** The colour of the text, for drawings without a colour; `isTurned`: on the background of the other scheme. */
 export function inkNow(isTurned = false) {
-  return matchMedia("(prefers-color-scheme: dark)").matches !== isTurned ? "#eceae6" : "#1b1b1a";
+  dark ??= matchMedia("(prefers-color-scheme: dark)");
+  return dark.matches !== isTurned ? "#eceae6" : "#1b1b1a";
 }
 
 /** True if an entry is an icon whose SVG can be had. */

@@ -218,12 +218,18 @@ export class Library {
 
   /** The median score of the sample with a query, and the deviation below it. */
   #usual(vector) {
-    const products = this.sample().map((one) => dot(one, vector));
+    const sample = this.sample();
+    if (this.#known?.vector === vector && this.#known.sample === sample) return this.#known.usual; // of the same search
+    const products = sample.map((one) => dot(one, vector));
     const middle = median(products);
     const lower = products.filter((value) => value <= middle);
     const squares = lower.reduce((sum, value) => sum + (value - middle) ** 2, 0);
-    return { middle, spread: Math.sqrt((squares + this.ranking.prior_images / this.width) / (lower.length + this.ranking.prior_images)) };
+    const usual = { middle, spread: Math.sqrt((squares + this.ranking.prior_images / this.width) / (lower.length + this.ranking.prior_images)) };
+    this.#known = { vector, sample, usual };
+    return usual;
   }
+
+  #known = null; // the newest vector, and how usual scores are with it
 
   /** Rows, grouped by near-duplicates, which Python has found. */
   folded(rows) {
@@ -281,15 +287,22 @@ export class Library {
 
   #canTell(top, usual) {
     const sample = this.sample();
-    const { max_image_cosine, max_caption_cosine, min_different, min_cosine } = this.ranking;
-    if (median(sample.map((one) => dot(one, top))) > max_image_cosine || usual > max_caption_cosine) return false;
-    let left = sample;
-    for (let i = 1; i < min_different; i++) {
-      left = left.filter((one) => dot(one, left[0]) < min_cosine);
-      if (!left.length) return false;
-    }
-    return true;
+    const { max_image_cosine, max_caption_cosine } = this.ranking;
+    if (usual > max_caption_cosine || !this.#differs(sample)) return false;
+    return median(sample.map((one) => dot(one, top))) <= max_image_cosine;
   }
+
+  /** Whether a sample has rows that differ. All queries share the answer. */
+  #differs(sample) {
+    if (this.#differing?.sample === sample) return this.#differing.isSo;
+    const { min_different, min_cosine } = this.ranking;
+    let left = sample;
+    for (let i = 1; i < min_different && left.length; i++) left = left.filter((one) => dot(one, left[0]) < min_cosine);
+    this.#differing = { sample, isSo: left.length > 0 };
+    return this.#differing.isSo;
+  }
+
+  #differing = null;
 }
 
 /** The probability that a hit is what the query asked for. `caption`: the embedding of its caption, or null. */

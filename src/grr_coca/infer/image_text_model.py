@@ -371,7 +371,7 @@ class ImageTextModel:
         batch_size: int = _BATCH_SIZE,
         on_progress: OnProgress | None = None,
     ) -> tuple[Tag, ...] | list[tuple[Tag, ...]]:
-        """Return the most likely distinct words for images, each with the probability that people would assign that
+        """Return the most likely distinct words for images, each with the probability that users would assign that
         word.
 
         Args:
@@ -381,7 +381,7 @@ class ImageTextModel:
             on_progress: Called with the number of finished images and the total number of images.
 
         Raises:
-            UserError: If this model has no tags, or `num_tags` is out of range.
+            UserError: If an image cannot be read, this model has no tags, or `num_tags` is not from 1 to 20.
         """
         many, is_single = as_list(images)
         if not 1 <= num_tags <= MAX_TAGS:

@@ -1,4 +1,4 @@
-"""Load models by name: find the folder of a model, choose an engine, and load the model.
+"""Load models by name.
 
 A name is a folder, a bundled or published model, or a model on the Hugging Face hub. A model with ONNX
 graphs runs in ONNX Runtime, on the CPU, if ONNX Runtime was never slower than PyTorch on a CPU for models of this width
@@ -129,8 +129,8 @@ def locate_checkpoint(named: str | Path) -> Path:
     """Return the folder with the files of a checkpoint, without loading weights.
 
     A folder with a checkpoint takes precedence, with a warning, over a bundled or published model of the same name.
-    Both take precedence over models on the Hugging Face hub. A published model is downloaded and imported when it is
-    first used.
+    Both take precedence over models on the Hugging Face hub, which are downloaded. A published model is downloaded and
+    imported when it is first used.
 
     Args:
         named: A checkpoint or run folder, a folder of ONNX graphs, the name of a bundled or published model, or
@@ -138,7 +138,8 @@ def locate_checkpoint(named: str | Path) -> Path:
             the hub.
 
     Raises:
-        UserError: If the checkpoint does not exist. The message names the missing file, or the most similar name.
+        UserError: If the checkpoint does not exist, must first be imported, or cannot be downloaded. For an unknown
+            name, the message suggests the most similar name.
     """
     path, name = Path(named), str(named)
     scheme, colon, _ = name.partition(":")
@@ -244,13 +245,13 @@ def choose_engine(
     Args:
         folder: Checkpoint, with or without ONNX graphs, or an int8 model.
         config: Config of the model.
-        engine: An `EngineChoice`.
+        engine: `onnx`, `torch`, or `auto` to choose one by the rule in the module's docstring.
         device: Device to run on. By default, ONNX Runtime uses the CPU, and PyTorch uses CUDA if available, else
             Apple's MPS, else the CPU.
 
     Raises:
-        UserError: If the engine does not exist, cannot run this model, or does not support this device, or if PyTorch
-            is needed but not installed.
+        UserError: If the engine does not exist, cannot run this model, or does not support this device, if a package
+            is missing, or if the graphs belong to another checkpoint.
     """
     if engine not in get_args(EngineChoice):
         raise UserError(f"unknown engine '{engine}'; {suggest_name(engine, get_args(EngineChoice))}")
@@ -273,7 +274,7 @@ def choose_device(device: "str | torch.device | None") -> "torch.device":
     """Return the PyTorch device with this name. The default is CUDA if available, else Apple's MPS, else the CPU.
 
     Raises:
-        UserError: If the device does not exist.
+        UserError: If the device does not exist or cannot be used.
     """
     import torch  # lazy import, because ONNX Runtime does not need it
 
@@ -304,9 +305,10 @@ def best_device() -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Return whether this machine may have a driver for a GPU that PyTorch supports.
+    """Return whether this machine may have a GPU that PyTorch supports.
 
-    On Linux, the drivers of CUDA and ROCm are recognized by their device files.
+    On Linux, the drivers of CUDA and ROCm are recognized by their device files. On a Mac, the result is true only with
+    an Apple processor, and on all other systems it is always true.
     """
     if sys.platform == "linux":
         return any(Path("/dev", name).exists() for name in ("nvidiactl", "dxg", "kfd"))

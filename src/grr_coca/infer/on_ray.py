@@ -30,7 +30,10 @@ def map_on_ray(
     make_work: Callable[[], Callable[[Sequence[Item]], Sequence[Result]]],
     batch_size: int,
 ) -> Iterator[list[Result]]:
-    """Run work on all machines of a cluster, and yield the results batch by batch, in order.
+    """Run work on all machines of a Ray cluster, and yield the results batch by batch, in order.
+
+    If this process is not connected to Ray yet, it connects when the first result is requested, and disconnects at the
+    end.
 
     Args:
         items: Items to process, which are read as they are needed.
@@ -85,9 +88,10 @@ def _map_batches(
 
 
 def plan_workers(resources: Mapping[str, float]) -> tuple[int, dict[str, int]]:
-    """Return how many workers a cluster can run, and what each worker requests: a GPU if there are GPUs, else one core.
+    """Return the number of workers that a cluster can run, and the resources that each worker requests.
 
-    Workers can use only the GPUs that they request.
+    A worker requests one GPU if the cluster has GPUs, because workers can use only the GPUs that they request.
+    Otherwise, it requests one core.
     """
     if num_gpus := int(resources.get("GPU", 0)):
         return num_gpus, {"num_gpus": 1}

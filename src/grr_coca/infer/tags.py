@@ -60,7 +60,7 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TagModel:
-    """Parameters fitted to a model.
+    """Vocabulary of tags, and the parameters of their probabilities, fitted to one model.
 
     Attributes:
         words: The vocabulary.
@@ -120,7 +120,11 @@ def read_tag_vectors(folder: Path, num_words: int) -> Float[np.ndarray, "N E"] |
 
 
 def write_tags(folder: Path, numbers: TagModel, vectors: Float[np.ndarray, "N E"]) -> None:
-    """Write the tag parameters of a model, and the embeddings of its words in half precision, to the model's folder."""
+    """Write the tag parameters of a model, and the embeddings of its words in half precision, to the model's folder.
+
+    Raises:
+        OSError: If the disk is full or cannot be written to.
+    """
     from safetensors.numpy import save
 
     (folder / TAGS).write_text(json.dumps(to_dict(numbers)) + "\n", encoding="utf-8")
@@ -165,7 +169,7 @@ class Tagger:
         Args:
             embeddings: Embeddings of the images.
             captions: Captions of each image from beam search; see `with_beams`.
-            count: Maximum number of words.
+            count: Maximum number of words for each image.
             min_probability: Minimum probability of a returned word. Omitting unlikely words halves the time.
         """
         candidates = self.candidates(embeddings, captions, min_probability)
@@ -249,7 +253,7 @@ class Tagger:
 
 @lru_cache(maxsize=1 << 14)  # cached, because the same words recur in many images
 def to_singular(text: str) -> str:
-    """Normalize a text so that singular and plural become equal, such as "arrows" and "arrow"."""
+    """Return a text with each word in the singular, so that "arrows" and "arrow" become equal."""
     return " ".join(map(singular, text.split()))
 
 
@@ -264,8 +268,10 @@ def _nearest_indices(likely: Float[np.ndarray, " N"], at_least: float) -> list[i
 
 
 def _beam_words(captions: Sequence[Caption]) -> dict[str, float]:
-    """Return the captions in lower case and their words, each with the total probability of the beams that contain
-    it."""
+    """Map each caption, in lower case, and its words to the total probability of the beams that contain them.
+
+    Words with fewer than three letters and function words, such as "with", are omitted.
+    """
     found: dict[str, float] = {}
     for caption in captions:
         text = " ".join(caption.text.lower().split())

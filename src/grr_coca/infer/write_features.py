@@ -47,8 +47,8 @@ class WrittenFeatures:
     """Result of `write_features`.
 
     Attributes:
-        num_written: Number of images encoded by this process.
-        num_given: Number of images with given features.
+        num_written: Number of images encoded by this call.
+        num_given: Number of images whose given features were stored by this call.
         num_taken: Number of images in shards that other processes have taken.
         bad: Error messages about unreadable images.
     """
@@ -79,7 +79,8 @@ def require_features_of(given: GivenFeatures, images: ByImage, encoder: VisionEn
     """Check, for a sample of the images, that the given features come from the encoder.
 
     Raises:
-        UserError: If the features have another width or other values, or no image has features.
+        UserError: If the features have another width, another number of rows or other values, or no image of the sample
+            has features.
     """
     given.require_row_count(len(images))
     preprocess, compared, is_only = encoder.info.preprocess, 0, isinstance(encoder, GivenEncoder)
@@ -127,7 +128,10 @@ def write_features(
     given: GivenFeatures | None = None,
     precision: FeaturePrecision = "fp16",
 ) -> WrittenFeatures:
-    """Write the features of all images that are not stored yet.
+    """Write the features of all images whose features are not stored yet, shard by shard.
+
+    Shards that another process is writing are skipped. An unreadable image is reported in the result, and its digest is
+    stored as zeros.
 
     Args:
         images: Images of a source.
@@ -139,8 +143,8 @@ def write_features(
         precision: Precision of the features, half or single.
 
     Raises:
-        UserError: If the folder has other content or cannot be written to, or given features do not come from the
-            encoder.
+        UserError: If the folder has other content or cannot be written to, given features do not come from the encoder
+            or have another number of tokens, or features are NaN or infinite in the given precision.
     """
     if given is not None:
         require_features_of(given, images, encoder)
@@ -208,9 +212,10 @@ def _write_shard(
         rows = np.concatenate([rows, *(varying[index] for index in sorted(varying))])
         ends = np.cumsum([len(varying.get(index, ())) for index in range(len(numbers))], dtype=np.int64)
     if not np.isfinite(rows).all():
+        if header.precision == "fp32":
+            raise UserError(f"{header.encoder.name}: some features are NaN or infinite; use another encoder or weights")
         raise UserError(
-            f"{header.encoder.name}: this encoder computes values that half precision cannot represent; "
-            "use --precision fp32"
+            f"{header.encoder.name}: some features are NaN or infinite in half precision; use --precision fp32"
         )
     write_feature_shard(out, shard, rows, digests, ends)
 

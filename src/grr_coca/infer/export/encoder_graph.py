@@ -50,7 +50,10 @@ def write_encoder_files(
     *,
     smallest: bool = True,
 ) -> str:
-    """Write an encoder into the folder of a model: its description and, if its licence allows copying, its graph.
+    """Write the description of an encoder into the folder of a model, and also its graph if possible.
+
+    No graph is written if the encoder is known only by its features, if its licence does not allow copying, or if the
+    encoder cannot be exported.
 
     Args:
         encoder: Encoder to write.
@@ -89,7 +92,7 @@ def write_encoder_files(
 
 
 def name_without_folders(name: str) -> str:
-    """Return the name of an encoder in which local paths are shortened to their last part."""
+    """Return the name of an encoder with each path that exists here shortened to its last part."""
     parts = re.split("([:=@#])", name)
     return "".join(Path(part).name if len(part) > 1 and Path(part).exists() else part for part in parts)
 
@@ -109,14 +112,15 @@ class EncoderGraph(NamedTuple):
 
 
 def write_encoder_graph(encoder: VisionEncoder, path: Path, images: UInt8[np.ndarray, "B S S 3"]) -> EncoderGraph:
-    """Write an encoder as an ONNX graph, in reduced precision if its features stay close to those in fp32.
+    """Write an encoder as an ONNX graph, in reduced precision if its tokens stay close to those in fp32.
 
-    The result states the precision and the reason for choosing it.
+    The result states the precision and the reason for choosing it. Graphs of less than 1 MiB stay in fp32.
 
     Args:
         encoder: Encoder to export.
         path: File to create.
-        images: Images from the preprocessing of the encoder, for comparing precisions.
+        images: Images from the preprocessing of the encoder, for comparing precisions. With fewer than two images, the
+            graph is in fp32.
 
     Raises:
         UserError: If the graph cannot be written as one file, or a package is missing.
@@ -126,7 +130,7 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, images: UInt8[np.nda
     if path.stat().st_size < _MIN_BYTES:
         return EncoderGraph("fp32", None, "it is small")
     if len(images) < 2:
-        return EncoderGraph("fp32", None, "no images were passed to measure a smaller one")
+        return EncoderGraph("fp32", None, "a smaller one needs two or more images to measure its accuracy")
     if find_spec("onnx") is None or find_spec("onnx_ir") is None:
         return EncoderGraph("fp32", None, f"a smaller one needs the extra 'export'; run: {install_command('export')}")
     with TemporaryDirectory(dir=path.parent) as name:
@@ -145,10 +149,10 @@ def write_encoder_graph(encoder: VisionEncoder, path: Path, images: UInt8[np.nda
 
 
 def lowest_cosine(tokens: ImageTokens, others: ImageTokens) -> float:
-    """Return the smallest cosine between two encodings of images.
+    """Return the smallest cosine between two encodings of the same images.
 
     Two cosines are computed for each image: one for all of its tokens together, and one for its mean token minus the
-    mean over all images. This difference is what distinguishes the images.
+    mean of `tokens` over all images, because this difference distinguishes the images.
     """
     means = tokens.mean()
     centre = means.mean(axis=0)
@@ -165,7 +169,7 @@ def _cosines(rows: Float[np.ndarray, "B K"], others: Float[np.ndarray, "B K"]) -
 
 
 def _write_small(path: Path, folder: Path) -> Literal["fp16", "int8"]:
-    """Write `small.onnx`, and return its precision."""
+    """Write the graph at `path` in reduced precision as `small.onnx` in a folder, and return its precision."""
     import onnx_ir as ir  # lazy imports, here and below, because they need the extra `export`
 
     from grr_coca.infer.export.quantize import constant_products, quantize_products, suppress_messages
@@ -192,7 +196,10 @@ def _num_bytes(value: "ir.Value | None") -> int:
 
 
 def _store_weights_in_half(graph: "ir.Graph") -> None:
-    """Store weights in half precision. ONNX Runtime converts them to fp32 when it loads the graph."""
+    """Store the weights of a graph in half precision, except small ones. The graph is changed in place.
+
+    ONNX Runtime converts the weights to fp32 when it loads the graph.
+    """
     import onnx_ir as ir
 
     for value in list(graph.initializers.values()):

@@ -234,8 +234,10 @@ def _make_input_sorter(inputs: Mapping[str, Shape], names: Sequence[str]) -> Cal
 
 
 def _mask_shapes(config: CoCaConfig) -> dict[str, Shape]:
-    """Return the shape of the mask of the image tokens that captions attend to, if their number differs between
-    images."""
+    """Return the shape of the mask of the image tokens that captions attend to, by the mask's name.
+
+    If all images have the same number of these tokens, there is no mask, and the result is empty.
+    """
     varies = config.poolers.num_queries is None and config.num_image_tokens is None
     return {"image_mask": ("B", "Q")} if varies else {}
 
@@ -254,7 +256,10 @@ def _cross_shapes(config: CoCaConfig) -> dict[str, Shape]:
 
 
 def _cache_shapes(config: CoCaConfig, when: str, length: str) -> dict[str, Shape]:
-    """Return the shapes of the keys and values of caption tokens, for each layer in both halves of the decoder."""
+    """Return the shapes of the keys and values of caption tokens, for each layer in both halves of the decoder.
+
+    `when` is `past` or `present`, and `length` is the number of tokens, as in the module's docstring.
+    """
     text, multimodal = config.text_decoder.transformer, config.multimodal_decoder.transformer
     layers = [text] * text.num_layers + [multimodal] * multimodal.num_layers
     return {
@@ -283,13 +288,13 @@ _MAX_TABLE = 2**16
 
 
 def _share_tables(model: ir.Model) -> None:
-    """Make the layers of a stack share their position tables and the values looked up in them."""
+    """Make layers share equal position tables and the values looked up in them. The graph is changed in place."""
     DeduplicateInitializersPass(size_limit=_MAX_TABLE)(model)
     CommonSubexpressionEliminationPass()(model)
 
 
 def _join_reshapes(model: ir.Model) -> None:
-    """Drop reshapes that a later reshape reverts.
+    """Drop reshapes that a later reshape makes unnecessary. The graph is changed in place.
 
     Layers separate the attention heads, and operators concatenate them again. In a step of a small model, a reshape
     takes about as long as an operator.

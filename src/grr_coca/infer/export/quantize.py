@@ -23,7 +23,10 @@ not."""
 
 @contextmanager
 def suppress_messages() -> Iterator[None]:
-    """Suppress exporters' messages about their own internals."""
+    """Suppress warnings and log messages up to level WARNING within a `with` block, in all threads.
+
+    Exporters print many of them about their own internals.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -38,9 +41,9 @@ def quantize_products(model: ir.Model, in_fp32: Collection[ir.Node], folder: Pat
     """Write `int8.onnx`, a graph that computes products with constant matrices in int8.
 
     Args:
-        model: The graph, which is changed.
+        model: The graph, which is changed in place.
         in_fp32: Products that stay in fp32.
-        folder: New folder for the graph and other files.
+        folder: Folder to create for the graph and for intermediate files.
 
     Raises:
         OSError: If the disk is full or cannot be written to.
@@ -76,8 +79,8 @@ def _is_constant(value: ir.Value | None) -> bool:
 def follows_activation(product: ir.Node) -> bool:
     """Return whether the input tokens of a matrix product may differ much in magnitude.
 
-    This is assumed if a nonlinear operation, such as an activation or GEGLU, lies between the input and the nearest
-    preceding norm or matrix product.
+    This is assumed if a nonlinear operation, such as an activation or GEGLU, is between the product and the nearest
+    preceding norms and products.
     """
     is_uneven, values, seen = False, [product.inputs[0]], set()
     while values:
@@ -98,6 +101,8 @@ def follows_activation(product: ir.Node) -> bool:
 
 def _scale_rows(graph: ir.Graph, products: Sequence[ir.Node]) -> None:
     """Divide each token of a product's input by its largest magnitude, and multiply the result by the same number.
+
+    The graph is changed in place.
 
     All tokens of a quantized product's input share one scale. After a norm, all tokens have the same magnitude. After
     GELU and other activations, magnitudes differ, and a large token would leave few levels for all other tokens of

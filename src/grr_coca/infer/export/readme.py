@@ -62,7 +62,13 @@ files. The program above reads only its base.
 
 
 def render_readme(checkpoint: Checkpoint, precision: str, *, is_adapted: bool = False) -> str:
-    """Return the content of README.md for a folder of graphs."""
+    """Return the content of README.md for a folder of graphs.
+
+    Args:
+        checkpoint: Checkpoint from which the graphs were exported.
+        precision: Precision of the weights: `fp32`, `fp16` or `int8`.
+        is_adapted: Whether the folder contains an adapted model.
+    """
     preprocess, tokenizer = checkpoint.preprocess, checkpoint.tokenizer
     context_length = checkpoint.config.text_decoder.context_length
     page = resources.files("grr_coca.infer.export").joinpath("readme.md").read_text("utf-8")

@@ -42,7 +42,7 @@ class _StoredTensor:
 
 
 def reference_weights(graphs: Iterable[ir.Model], path: Path) -> None:
-    """Replace large tensors in graphs by references to equal tensors in a safetensors file.
+    """Replace large tensors in graphs, in place, by references to equal tensors in a safetensors file.
 
     If the file has the tensor in half precision or transposed, the graph gets a `Cast` or a `Transpose`, which ONNX
     Runtime computes once, when it loads the graph. Tensors that are not in the file stay in the graph.
@@ -117,7 +117,7 @@ def _content_digest(array: np.ndarray) -> bytes:
 
 
 def _replace(graph: ir.Graph, value: ir.Value, source: _StoredTensor, location: str) -> None:
-    """Make the nodes that use an initializer read the equal tensor in the file instead."""
+    """Make the nodes that use an initializer read the equal tensor in the file `location` instead."""
     stored = graph.initializers.get(source.name)
     if stored is None:
         data = ir.ExternalTensor(

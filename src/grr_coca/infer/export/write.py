@@ -43,7 +43,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 def write_onnx(source: Path, out: Path, precision: Precision = "fp32", images: Sequence[bytes] = ()) -> str:
-    """Write the graphs of a checkpoint, its tokenizer, its preprocessing and a manifest, atomically.
+    """Write a folder with the graphs of a checkpoint and all other files that their use needs, atomically.
 
     If the model takes features of a frozen encoder, the encoder is also written, provided that its licence allows
     copying. An adapted model remains adapted; the graphs of its base and of its start model, if any, are written.
@@ -61,8 +61,8 @@ def write_onnx(source: Path, out: Path, precision: Precision = "fp32", images: S
         One line that describes the frozen encoder. Empty if the model has no such encoder.
 
     Raises:
-        UserError: If the checkpoint is corrupt, the frozen encoder is missing or has changed, or the disk is full or
-            cannot be written to.
+        UserError: If the checkpoint is missing or corrupt, the frozen encoder is missing or has changed, or the disk is
+            full or cannot be written to.
     """
     checkpoint, line = from_pretrained(source), ""
     facts: dict[str, object] = {}
@@ -107,8 +107,10 @@ def _write_adaptation(source: Path, folder: Path, precision: Precision) -> None:
 
 
 def _write_frozen(info: EncoderInfo, source: Path, folder: Path, images: Sequence[bytes], *, smallest: bool) -> str:
-    """Write the frozen encoder next to the graphs. If a graph of the encoder is written, local folders are removed from
-    the encoder's name."""
+    """Write the frozen encoder next to the graphs, and return one line that describes it.
+
+    If a graph of the encoder is written, local folders are removed from the encoder's name in `config.json`.
+    """
     encoder, preprocess = open_frozen(info, source), info.preprocess
     squares = [np.array(preprocess.decode_square(content, "an image")) for content in images]
     side = preprocess.image_size
@@ -152,7 +154,10 @@ def _save(graphs: Mapping[GraphName, ir.Model], folder: Path) -> None:
 
 
 def _quantize(name: GraphName, model: ir.Model, scratch: Path) -> ir.Model:
-    """Return a graph whose products with constant matrices are computed in int8."""
+    """Return a graph whose products with constant matrices are computed in int8.
+
+    `scratch` is a folder that is created and deleted here. The given graph is changed.
+    """
     products = constant_products(model.graph)
     # The patch embedding stays in fp32: it is cheap, and it reads pixels, whose magnitude is constant in an image with
     # a single colour, and also throughout a photograph. Convolutions before it are not a `MatMul`, and thus also stay

@@ -1,5 +1,6 @@
-"""Fast replacements for layers, for inference on a CPU, and a copy of a model in which they replace the original
-layers. Each is equivalent, up to rounding, to the layer that it replaces.
+"""Fast layers for inference on a CPU, and `fast_copy`, which copies a model and puts these layers into the copy.
+
+Each fast layer is equivalent, up to rounding, to the layer that it replaces.
 
 - `AbsorbedCrossAttention`: cross-attention of few queries, without projecting the context. q · (W_k c) = (W_k^T q) · c
   and sum_s a_s (W_v c_s) = W_v (sum_s a_s c_s), so the projections apply to the few queries instead of the many tokens

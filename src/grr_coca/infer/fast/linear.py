@@ -1,4 +1,4 @@
-"""Fast linear layer. It reorders its weight once for each of two layouts: one for many rows, and one for a single row.
+"""Fast linear layer for inference on a CPU, with a layout of the weight for many rows and another for a single row.
 
 Decoding multiplies few rows by large matrices. For such products, oneDNN with a weight in oneDNN's blocked layout is
 two to three times as fast as PyTorch with a plain weight. oneDNN also applies the next operation (GELU, or
@@ -30,7 +30,7 @@ RowProduct = Callable[[Float[Tensor, "*B D"]], Float[Tensor, "*B O"]]
 def row_product(weight: Float[Tensor, "O D"], intel: bool) -> RowProduct | None:
     """Return a function that multiplies a single row by the weight, which is reordered here once.
 
-    Return None if no kernel fits the weight.
+    Return None if no kernel fits the weight. `intel` is the result of `is_intel`.
     """
     if intel:
         return _make_vector_product(weight)

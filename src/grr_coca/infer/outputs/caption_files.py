@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 
 
 class CaptionRow(NamedTuple):
-    """One caption of an image. `log_prob` is the natural logarithm of the probability of the complete caption, or None
-    if no decoder computed it."""
+    """One caption of an image, as a row of a caption file.
+
+    Attributes:
+        image: Name of the image.
+        caption: The caption, on one line.
+        log_prob: Natural logarithm of the probability of the complete caption. None if no decoder computed it.
+    """
 
     image: str
     caption: str
@@ -36,7 +41,7 @@ class CaptionRow(NamedTuple):
 
 
 def caption_rows(image: "ImageFile", captions: "Sequence[Caption]") -> list[CaptionRow]:
-    """Return the rows for the captions of an image, best first."""
+    """Return the rows for the captions of an image, in order. Log-probabilities are rounded to four decimal places."""
     # A model can generate a line end, but a caption must stay on one line.
     return [CaptionRow(image.name, " ".join(c.text.split()), _rounded_log_prob(c)) for c in captions]
 
@@ -65,7 +70,11 @@ class CaptionOutput(ABC):
 
     @abstractmethod
     def write(self, image: "ImageFile", description: "Description") -> None:
-        """Write the captions of an image."""
+        """Write the captions of an image, which must be one of the images of the job.
+
+        Raises:
+            UserError: If the disk is full or cannot be written to.
+        """
 
     def close(self) -> None:  # noqa: B027 (not all outputs need to be closed)
         """Finish writing, even after an error."""
@@ -78,16 +87,20 @@ class CaptionOutput(ABC):
 
 
 class CaptionFile(CaptionOutput):
-    """File of rows (`CaptionRow`) in JSON lines or CSV, depending on its suffix. A job that was
-    interrupted can continue its file.
+    """File of rows (`CaptionRow`) in JSON lines or CSV, which an interrupted job can continue.
 
     `done` contains the images for which all captions are in the file. Before the first new row is written, a truncated
-    last line and incomplete rows of the given `images` are removed. Rows of other images are kept. Until the file is
-    closed, no other process can add rows.
+    last line and the rows of images with only some of their captions are removed. Until the file is closed, no other
+    process can add rows, unless the file system does not support locks.
+
+    Args:
+        path: The file. Its suffix is `.jsonl` or `.csv`.
+        images: All images of the job. Rows of other images are kept.
+        rows_per_image: Number of captions of each image.
 
     Raises:
-            UserError: If the suffix is not a supported format, the file has other content, or it cannot be written to,
-                for example because another process writes to it.
+        UserError: If the suffix is not a supported format, the file has other content, or it cannot be written to, for
+            example because another process writes to it.
     """
 
     def __init__(self, path: str | Path, images: "Iterable[ImageFile]", rows_per_image: int = 1) -> None:
@@ -248,7 +261,8 @@ class TextFiles(CaptionOutput):
 class XmpFiles(CaptionOutput):
     """XMP files next to the images, with the best caption or keywords of each image.
 
-    Other content of a file is kept. Files that cannot be changed safely stay unchanged.
+    Other content of a file is kept. Files that cannot be changed safely stay unchanged: their images are added to
+    `unusable`, and an error message is added to `unwritten`.
 
     The arguments and errors are those of `TextFiles`.
     """
@@ -280,7 +294,7 @@ class XmpFiles(CaptionOutput):
         self._write(image, caption_rows(image, description.captions)[0].caption, ())
 
     def add_keywords(self, image: "ImageFile", keywords: Sequence[str]) -> None:
-        """Add keywords to an image's existing keywords."""
+        """Add keywords to the XMP file of an image, without changing its caption or its existing keywords."""
         self._write(image, None, keywords)
 
     def _write(self, image: "ImageFile", caption: str | None, keywords: Sequence[str]) -> None:
@@ -298,9 +312,12 @@ class XmpFiles(CaptionOutput):
 
 
 def files_beside(images: "Sequence[ImageFile]", path_of: Callable[[Path], Path], instead: str) -> dict[str, Path]:
-    """Map the name of each image to the file to write next to it.
+    """Map the name of each image to the path of the file to write next to it.
 
-    `instead` is an alternative that error messages suggest.
+    Args:
+        images: All images of the job.
+        path_of: Function that returns the path of the file for the path of an image.
+        instead: Alternative that error messages suggest.
 
     Raises:
         UserError: If an image is not a separate file, two images would share a file, or the file is an image.

@@ -33,15 +33,18 @@ _MAX_LEVELS = 100
 
 
 class XmpError(UserError):
-    """An XMP file cannot be changed safely, so it stays unchanged."""
+    """Error about an XMP file that cannot be changed safely, and therefore stays unchanged."""
 
 
 def sidecar_to_write(image: Path, *, is_alone: bool = True) -> Path:
-    """Return the XMP file for an image: `NAME.jpg.xmp`, or `NAME.xmp` if only that file exists.
+    """Return the path of the XMP file for an image `NAME.jpg`: `NAME.jpg.xmp`, or `NAME.xmp` if only that file exists.
 
-    digiKam, darktable and PhotoPrism read both files; Lightroom and Adobe Bridge read only `NAME.xmp`. `is_alone` is
-    true if no other image has the same name with a different suffix. If it is false, `NAME.xmp` is not used, because
-    this file may belong to another image.
+    digiKam, darktable and PhotoPrism read both files; Lightroom and Adobe Bridge read only `NAME.xmp`.
+
+    Args:
+        image: Path of the image.
+        is_alone: Whether no other image has the same name with a different suffix. If False, `NAME.xmp` is not used,
+            because this file may belong to another image.
     """
     own, shared = image.with_name(f"{image.name}.xmp"), image.with_suffix(".xmp")
     return shared if is_alone and not os.path.lexists(own) and shared.is_file() else own
@@ -78,7 +81,7 @@ def write_sidecar(sidecar: Path, caption: str | None, keywords: Sequence[str] = 
 
 def _read(sidecar: Path) -> bytes:
     if sidecar.is_symlink() or not sidecar.is_file():  # a link may lead to the image itself
-        raise XmpError(f"{sidecar}: not a regular file (or a link), so not changed; replace it with a regular file")
+        raise XmpError(f"{sidecar}: a link, or not a regular file, so it was not changed; use a regular file")
     if sidecar.stat().st_size > _MAX_BYTES:
         raise XmpError(
             f"{sidecar}: more than {_MAX_BYTES // 2**20} MB, too large for an XMP file; the file was not changed"
@@ -162,9 +165,12 @@ class _Offsets:
     Attributes:
         rdf_end, description_end: Offsets before the end tags of `rdf:RDF` and of the first `rdf:Description`.
         about: Subject of the first `rdf:Description`.
+        has_description: Whether the file has a caption in any form.
         default: Start and end of the caption in the default language.
         alternatives: Start of the list that contains the caption in each language.
+        has_subject: Whether the file has keywords in any form.
         bag_end: Offset before the end tag of the keyword list.
+        keywords: Keywords in the file.
     """
 
     rdf_end: int | None = None
@@ -182,7 +188,7 @@ def _find_offsets(content: bytes, sidecar: Path) -> _Offsets:
     """Find the offsets in an XMP file at which it can be extended.
 
     Raises:
-        XmpError: If the file is not XML in UTF-8, or has a DOCTYPE.
+        XmpError: If the file is not XML in UTF-8, has a DOCTYPE, or has more than 100 levels of elements.
     """
     reader = _Reader(content)
     try:
@@ -194,7 +200,7 @@ def _find_offsets(content: bytes, sidecar: Path) -> _Offsets:
 
 
 class _Reader:
-    """Parser of an XMP file that records byte offsets."""
+    """Parser of the bytes of an XMP file. `read` fills `offsets`, or raises `ValueError` or `expat.ExpatError`."""
 
     def __init__(self, content: bytes) -> None:
         self.offsets = _Offsets()
@@ -220,7 +226,10 @@ class _Reader:
         raise ValueError("DOCTYPE is not allowed")
 
     def _current_offset(self) -> int:
-        """Return the offset of the current event. If an element has just begun, its content begins at this offset."""
+        """Return the offset of the current event, which is also the start of the content of an element that just began.
+
+        Such a start is recorded if the element is a list of captions or a caption in this list.
+        """
         place: int = self._parser.CurrentByteIndex
         waiting, self._waits_for_content = self._waits_for_content, None
         if waiting == _ITEM_OF_DESCRIPTION:

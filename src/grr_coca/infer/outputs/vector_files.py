@@ -33,7 +33,7 @@ class VectorBuffer:
         self._rows: np.ndarray | None = None
 
     def add(self, files: "list[ImageFile]", embeddings: "list[np.ndarray]") -> None:
-        """Add the embeddings of a batch of images."""
+        """Add the embeddings of one or more images, one embedding per image."""
         import numpy as np
 
         if self._rows is None:
@@ -53,7 +53,8 @@ def check_format(path: Path) -> None:
     """Check that `write_vectors` supports a file's format, before the work begins.
 
     Raises:
-        UserError: If the suffix is not a supported format, or a package for the format is missing.
+        UserError: If the suffix is not a supported format, a package for the format is missing, or the path is a
+            folder.
     """
     if require_suffix(path, _SUFFIXES) == ".parquet":
         require_extra("parquet", f"{path}: writing Parquet")
@@ -62,10 +63,12 @@ def check_format(path: Path) -> None:
 
 
 def check_output(path: Path, keys: Sequence[str], inputs: Iterable[str | Path]) -> None:
-    """Check that a file can contain all keys, can be written, and does not replace an input.
+    """Check that a file of vectors can contain all keys, can be written, and does not replace an input.
+
+    The file of keys next to a `.npy` file is also checked. The folder of the files is created if it does not exist.
 
     Raises:
-        UserError: If a check fails.
+        UserError: If there are too many keys for the format, a file cannot be written, or a file is an input.
     """
     _require_room(path, keys)
     for place in (path, _keys_file(path)) if path.suffix.lower() == ".npy" else (path,):
@@ -88,7 +91,7 @@ def _format_header(keys: Sequence[str]) -> str:
 
 
 def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") -> None:
-    """Write N vectors of width E, each with its key, in 32-bit floating point. The suffix determines the format:
+    """Write N vectors of width E in fp32, each with its key. The suffix determines the format:
 
     | suffix | vectors | keys |
     |---|---|---|
@@ -96,8 +99,14 @@ def write_vectors(path: str | Path, keys: Sequence[str], vectors: "np.ndarray") 
     | `.npy` | array N E | `NAME.keys.txt` next to it, one per line |
     | `.parquet` | column `embedding`, lists of E | column `key` |
 
+    Args:
+        path: The file, which is replaced if it exists.
+        keys: Key of each vector.
+        vectors: The vectors, as an array with the shape N E and the type float32.
+
     Raises:
-        UserError: If the disk is full, or there are too many keys for the format.
+        UserError: If the suffix is not a supported format, the disk is full or cannot be written to, or there are too
+            many keys for the format.
     """
     path = Path(path)
     suffix = require_suffix(path, _SUFFIXES)

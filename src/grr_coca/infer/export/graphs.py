@@ -236,7 +236,7 @@ def _make_input_sorter(inputs: Mapping[str, Shape], names: Sequence[str]) -> Cal
 def _mask_shapes(config: CoCaConfig) -> dict[str, Shape]:
     """Return the shape of the mask of the image tokens that captions attend to, by the mask's name.
 
-    If all images have the same number of these tokens, there is no mask, and the result is empty.
+    If all images have the same number of these tokens, the graph needs no mask, and the result is empty.
     """
     varies = config.poolers.num_queries is None and config.num_image_tokens is None
     return {"image_mask": ("B", "Q")} if varies else {}

@@ -57,7 +57,8 @@ def require_supported(location: object, version: int) -> None:
 class Stamp(NamedTuple):
     """Size of an image in bytes, and modification time of its file in nanoseconds.
 
-    An image whose stamp is the same as at the last update is not read again, unless its table row has changed.
+    An image whose stamp is the same as at the last update is not read again, unless its table row or XMP file has
+    changed.
     """
 
     size: int

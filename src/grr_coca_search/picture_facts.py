@@ -63,10 +63,9 @@ so that flat areas have the same bits in all copies."""
 def perceptual_hash(image: Image.Image) -> int:
     """Return the perceptual hash of an RGB image: 64 bits, as a signed number. Similar images have similar hashes.
 
-    The image is reduced to 8 rows of 9 gray cells. A bit is set if a cell is clearly darker than its right neighbor (by
-    more than `_STEP`). Scaling
-    and recompressing an image changes few bits: at most 2 in 300 copies of thin icons, whereas up to 26 bits of
-    frequency-based hashes changed.
+    The image is reduced to 8 rows of 9 gray cells. A bit is set if a cell is darker than its right neighbor by more
+    than `_STEP`. Scaling and recompressing an image changes few bits: at most 2 in 300 copies of thin icons, whereas up
+    to 26 bits of frequency-based hashes changed.
     """
     width = _CELLS + 1
     grey = image.convert("L").resize((width, _CELLS), Image.Resampling.BILINEAR, reducing_gap=4).tobytes()

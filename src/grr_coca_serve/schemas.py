@@ -164,7 +164,7 @@ def picture_request(model: type[BaseModel], example: Mapping[str, object]) -> di
     return {
         "parameters": parameters,
         "requestBody": {
-            "description": f"The image, or a form or JSON with it and options.{needed}",
+            "description": f"The image, or a form or JSON with the image and options.{needed}",
             "content": content,
         },
     }

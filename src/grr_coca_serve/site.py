@@ -7,7 +7,8 @@
 | `runtime/` | ONNX Runtime Web |
 | `model/` | the graphs, their weights and the tokenizer |
 | `library/` | the index: rows in JSON, embeddings in 8 bits |
-| `thumbnails/` | the images of the index, scaled down |
+| `thumbnails/` | the images of the index, scaled down, or as SVG |
+| `drawings/` | instead of `thumbnails/`: the SVG drawings of icons |
 
 Large files are compressed (`.gz`), and the page unpacks them, so hosts need not support compression. Each row of the
 embeddings is quantized to 8-bit integers and a scale. The integers, multiplied by the scale, are a unit vector again.

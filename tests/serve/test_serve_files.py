@@ -252,7 +252,7 @@ def test_command_reports_which_images_are_shown(own, imported):
         check=False,
     )
     assert done.returncode == 2
-    assert "no such folder" in done.stderr
+    assert "not found, or not a folder" in done.stderr
 
 
 @pytest.mark.ci

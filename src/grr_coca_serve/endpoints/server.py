@@ -89,7 +89,8 @@ async def ready(service: ThisService) -> Response:
     if service.index is not None:
         await service.run_in_thread(service.index.state)
         if late := service.index.files.num_stalled:
-            warnings.append(f"{late} image files are stalled; their drive may be unavailable")
+            are_stalled = "image file is stalled" if late == 1 else "image files are stalled"
+            warnings.append(f"{late} {are_stalled}; the drive may be unavailable")
     ready = {"status": "ready", "model": service.model_name, "max_batch": service.queue.max_batch}
     return json_response({**ready, "warnings": warnings})
 

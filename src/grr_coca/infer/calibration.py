@@ -82,7 +82,7 @@ class Calibration:
         return 1 / (1 + math.exp(-max(-500.0, min(logit, 500.0))))
 
     def distances(self, pixels: UInt8[np.ndarray, "B S S 3"]) -> Float[np.ndarray, " B"]:
-        """Return the squared Mahalanobis distance of each image from the training images."""
+        """Return the squared Mahalanobis distance of each image's statistics from those of the training images."""
         away = statistics(pixels) - np.asarray(self.mean)
         return np.einsum("bf,fg,bg->b", away, np.asarray(self.precision), away)
 

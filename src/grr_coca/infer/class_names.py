@@ -67,8 +67,8 @@ def read_templates(path: Path) -> tuple[str, ...]:
     """Read templates, one per line.
 
     Raises:
-        UserError: If the file cannot be read, or if a template has no placeholder. In the second case, the message
-            gives the line number.
+        UserError: If the file cannot be read or has no text, or if a template has no placeholder. In the last case, the
+            message gives the line number.
     """
     lines = read_lines(path)
     for number, template in lines.items():

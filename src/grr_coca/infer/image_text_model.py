@@ -316,8 +316,10 @@ class ImageTextModel:
         prompt: str = "",
         keys: Sequence[object] | None = None,
     ) -> Generator[list[str], None, GeneratedCaptions]:
-        """Caption preprocessed images, and yield their captions in pieces; see
-        `grr_coca.infer.generate.stream_captions`."""
+        """Caption preprocessed images, and yield the new text of each caption after each decoding step.
+
+        See `grr_coca.infer.generate.stream_captions`, which also describes the errors.
+        """
         return stream_captions(self.engine, self.tokenizer, pixels, options, prompt, keys)
 
     def describe_pixels(
@@ -640,7 +642,7 @@ class ImageTextModel:
 
 
 def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Warn if most images are unlike the training images. None stands for an image for which this is unknown."""
+    """Log a warning if more than half of the images are unlike the training images. None means unknown."""
     count = sum(map(bool, unfamiliar))
     if 2 * count > len(unfamiliar):
         of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"

@@ -172,8 +172,8 @@ def require_input(folder: Path, arguments: Sequence[str], *, as_pairs: bool = Fa
             images, in place of which features may be given.
 
     Raises:
-        UserError: If an argument has features of another encoder, or images instead of features. The message names what
-            was found and what the model takes.
+        UserError: If an argument has features of another encoder or of another kind (all tokens or their mean),
+            features instead of images, or images instead of features.
     """
     from grr_coca.data.feature_image import HEADER  # lazy import, because it needs NumPy
 

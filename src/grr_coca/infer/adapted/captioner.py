@@ -140,7 +140,10 @@ def select_enabled(candidates: Candidates, captioning: Captioning) -> Candidates
 def rank_candidates(
     candidates: Candidates, captioning: Captioning, log_probs: Mapping[str, float]
 ) -> tuple[list[str], Float[np.ndarray, " K"]]:
-    """Rank the candidates for an image, and return the captions, best first, with their scores.
+    """Rank the enabled candidates for an image, and return the captions, best first, with their scores.
+
+    If log-probabilities are used, only the shortlist is ranked, by word scores plus weighted log-probabilities.
+    Otherwise, candidates are ranked by word scores if captions are joined, and by similarities if not.
 
     Args:
         candidates: The candidates.

@@ -70,7 +70,10 @@ class TorchEngine:
 
     @contextmanager
     def single_threaded(self) -> Iterator[None]:
-        """Set the context; see `Engine`. A new PyTorch thread uses the most recently set number of threads."""
+        """Set the number of PyTorch threads to 1 within a `with` block; see `Engine`.
+
+        A thread that starts in the block keeps this number, because a new thread uses the most recently set number.
+        """
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:

@@ -45,13 +45,17 @@ class WordMap(NamedTuple):
 
 
 def caption_maps(checkpoint: Checkpoint, pixels: Float[Tensor, "3 S S"], token_ids: Sequence[int]) -> list[WordMap]:
-    """Return one map for each word of a caption. The map of a word with several tokens is the mean of the tokens'
-    maps.
+    """Return one map for each word of a caption, in the order of the words.
+
+    The map of a word with several tokens is the mean of the tokens' maps. A caption without words has no maps.
 
     Args:
         checkpoint: The model.
         pixels: The preprocessed image.
         token_ids: The caption without its begin token. The end token and all following tokens are ignored.
+
+    Raises:
+        UserError: If the model takes features of a frozen encoder.
     """
     eos = checkpoint.tokenizer.eos_id
     words = list(token_ids[: list(token_ids).index(eos)] if eos in token_ids else token_ids)

@@ -170,7 +170,11 @@ class CaptionFile(CaptionOutput):
                 file.write(self._line(row).encode("utf-8", "surrogateescape"))
 
     def _read(self) -> Iterator[CaptionRow]:
-        """Yield the rows in the file, except a truncated last row."""
+        """Yield the rows in the file, except a truncated last row.
+
+        Raises:
+            UserError: If the file has other content.
+        """
         with self.path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             whole = (line for line in file if line.endswith("\n"))
             for number, record in enumerate(self._records(whole), 1):

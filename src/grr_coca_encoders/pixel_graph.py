@@ -31,7 +31,8 @@ class GraphForm:
         is_map_channels_last: Whether the channels of a map come last.
         rank: Number of axes of the output.
         num_prefix: Number of tokens before the patch tokens.
-        num_tokens: Number of tokens, N.
+        num_tokens: Number of patch tokens, N, without the `num_prefix` tokens before them. It is 1 if the graph returns
+            one vector per image.
         embed_dim: Width of the tokens, D.
     """
 

@@ -249,7 +249,8 @@ def _fetch(model: PublishedModel, name: str, revision: str | None) -> Path:
         ) from error
     except Exception as error:  # without a connection, the type of the error depends on the client's version
         raise UserError(
-            f"{name}: downloading {size} from the Hugging Face hub failed ({first_line(error)}); try again"
+            f"{name}: downloading {size} from the Hugging Face hub failed ({first_line(error)}); check the connection "
+            "and the free disk space, and try again"
         ) from error
     if weights is None:
         raise UserError(

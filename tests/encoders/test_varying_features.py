@@ -140,7 +140,7 @@ def test_model_of_all_tokens_rejects_mean_features(root, tmp_path, refused):
     model = load(run)
     for digest, problem in ((b"", "these features are means"), (b"x" * 32, "the tokens of these features are not")):
         unknown = feature_image(np.ones(WIDTH, np.float32), model.preprocess.digest, digest)
-        with pytest.raises(BadSample, match=r"^means of features, but this model takes all tokens of images"):
+        with pytest.raises(BadSample, match=r"^the features have no stored tokens here, but this model takes all"):
             model.preprocess.decode_square(unknown, "a")
         with pytest.raises(UserError, match=f"^{problem}"):
             model.engine.encode_images(np.asarray(Image.open(io.BytesIO(unknown)))[None])

@@ -5,9 +5,9 @@ colour profile of 694 bytes, or 760 MB of memory for an 88-byte file, and an SVG
 process. Therefore, images are decoded in subprocesses (helpers), which run `isolated_program.py`. A helper cannot open
 files after its imports, and is killed when it exceeds a limit.
 
-Helpers are started on demand, at most one per core, and are reused. They are plain programs, so they also work in a
-script without a `__main__` guard, in a notebook, and in the workers of a `DataLoader`. Their answers are parsed as
-numbers, JSON and pixels, never as code.
+Helpers are started on demand, by default at most one per core (`HelperLimits.count`), and are reused. They are plain
+programs, so they also work in a script without a `__main__` guard, in a notebook, and in the workers of a `DataLoader`.
+Their answers are parsed as numbers, JSON and pixels, never as code.
 
 A switch between processes takes a tenth of the time that decoding a small image takes. Therefore, several small files
 are sent to a helper in one call.

@@ -470,7 +470,8 @@ class FeaturePreprocess(EncoderPreprocess):
             digest = tokens_digest(square.tobytes())
             if digest is None or find_tokens(self.digest, digest) is None:
                 raise BadSample(
-                    "means of features, but this model takes all tokens of images; compute features with --keep tokens",
+                    "the features have no stored tokens here, but this model takes all tokens of images; compute them "
+                    "with `grr-coca data features --keep tokens`, and pass that folder",
                     Cause.NOT_AN_IMAGE,
                 )
         return square

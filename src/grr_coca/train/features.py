@@ -56,16 +56,19 @@ def frozen_encoder(recipe: Recipe, framing: Framing | None) -> tuple[EncoderInfo
 
 
 def with_feature_encoder(start: Checkpoint, recipe: Recipe) -> Checkpoint:
-    """Return the start checkpoint of a run that trains with features. If its model has no feature encoder, add one.
+    """Return the start checkpoint of a run that trains with features.
 
-    A new feature encoder gets random weights. All other weights are those of the start.
+    If the model has no feature encoder, it gets one with random weights: next to its image encoder if the recipe sets
+    `features: beside`, and otherwise in place of the image encoder, together with the preprocessing of the frozen
+    encoder. All remaining weights are those of the start.
 
     Args:
         start: Start checkpoint of the run.
         recipe: Recipe of the run, with `features`.
 
     Raises:
-        UserError: If the frozen encoder cannot be used, or differs from the frozen encoder of the start.
+        UserError: If the frozen encoder cannot be used, if it or `beside` differs from the start, or if the model does
+            not support features.
     """
     features = recipe.features
     assert features is not None

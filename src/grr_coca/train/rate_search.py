@@ -164,10 +164,11 @@ class _Search:
     trained: dict[float, int] = field(default_factory=dict)
 
     def run(self) -> RateSearchResult:
-        """Run the search to its end, and return its result.
+        """Run the search, or continue it, and return its result.
 
         Raises:
             DivergedError: If no learning rate has a finite score.
+            UserError, Interruption: See `train`. A trial that diverges ends only itself.
         """
         rates, rung = [factor * self.recipe.optimizer.lr for factor in FACTORS], _first_rung(self.recipe)
         while len(rates) > 1:

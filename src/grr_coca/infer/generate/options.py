@@ -78,9 +78,10 @@ class GenerationOptions:
                 "search does not sample; omit num_beams, or omit the other options"
             )
         if self.temperature is None and given:
-            raise UserError(f"{', '.join(given)} needs sampling; set temperature, e.g. 1.0")
+            needs = "needs" if len(given) == 1 else "need"
+            raise UserError(f"{', '.join(given)} {needs} sampling; set temperature, e.g. 1.0")
         if self.num_beams == 1 and self.length_penalty != 1:
-            raise UserError("length_penalty needs beams; set num_beams")
+            raise UserError("length_penalty needs beam search; set num_beams to 2 or more")
         if self.temperature is None and self.num_captions > self.num_beams:
             raise UserError(
                 f"num_captions {self.num_captions} must be at most num_beams {self.num_beams}; "

@@ -651,7 +651,7 @@ def _query_vector(
         total = total + weight / max(deviation, MIN_DEVIATION) * embedding
     length = float(np.linalg.norm(total))
     if length < 1e-6:
-        raise UserError("the query excludes everything that it searches for; omit some texts after --without")
+        raise UserError("the query excludes everything that it searches for; exclude fewer texts (--without) or images")
     return (total / length).astype(np.float32)
 
 

@@ -397,7 +397,8 @@ class _Protocol(H11Protocol):
             self._close_idlest()
 
     def _close_idlest(self) -> None:
-        """Close the connection with an incomplete request that has been idle for the longest time."""
+        """Close the other connection that has been idle for the longest time while the server waits for its next request
+        or for the rest of one."""
         idle = [
             one
             for one in self.connections

@@ -419,8 +419,8 @@ class ImageTextModel:
 
         Args:
             batches: Batches, which are read as they are needed.
-            work: Function that processes a batch. It is called in other threads, for several batches at the same time
-                if the model is small.
+            work: Function that processes a batch. If the engine has several workers, as for a small model, it is called
+                in other threads, for several batches at the same time. Otherwise, it is called in the calling thread.
             take: Function that receives each result. It is called in the calling thread.
         """
         self._batches.map(batches, work, take)

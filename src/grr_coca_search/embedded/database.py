@@ -339,7 +339,12 @@ def photo_columns(photo: Photo | None, title: str) -> tuple[str | None, str]:
     """Return the values of the columns `photo` and `keywords`.
 
     `photo` is the metadata as JSON, or None if it has not been read yet. `keywords` contains the title and keywords
-    from users and the words of the file name, one text per line.
+    from users, one text per line, and then the words of the file name, if the full-text index cannot split the name
+    (see `split_name`).
+
+    Args:
+        photo: Metadata of the image.
+        title: Name of the image file without its suffix.
     """
     words = [*(photo.words if photo is not None else ()), split_name(title)]
     return None if photo is None else json.dumps(photo.to_dict()), "\n".join(filter(None, words))

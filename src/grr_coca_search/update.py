@@ -465,7 +465,7 @@ def _is_edited(found: FoundImage, known: ImageState) -> bool:
 
 def _roots_within(roots: Iterable[str], arguments: Sequence[str]) -> Iterator[str]:
     """Yield the roots of the index that may share images with the arguments: folders that contain an argument, and
-    roots inside an argument. Tables inside an argument are left out, because a folder does not cover their images."""
+    roots inside an argument. Tables inside an argument are excluded, because a folder does not cover their images."""
     among, above = set(arguments), {folder for argument in arguments for folder in _folders_above(argument)}
     for root in roots:
         is_table = Path(root.partition("#")[0]).suffix.lower() in TABLE_SUFFIXES

@@ -397,8 +397,8 @@ class _Protocol(H11Protocol):
             self._close_idlest()
 
     def _close_idlest(self) -> None:
-        """Close the other connection that has been idle for the longest time while the server waits for its next request
-        or for the rest of one."""
+        """Close the other connection that has been idle for the longest time among those whose next request, or the
+        rest of one, the server awaits."""
         idle = [
             one
             for one in self.connections

@@ -184,11 +184,11 @@ class Batches:
         Args:
             batches: Batches, which the calling thread reads as needed. The number of batches read ahead of the results
                 is at most one more than the number of workers.
-            work: Function that takes a batch. It is called in threads if `in_threads`, and if there are several workers.
-                If it raises an error, the results of earlier batches are passed to `take`, and later results are dropped.
+            work: Function that takes a batch. If it raises an error, the results of earlier batches are passed to
+                `take`, and later results are dropped.
             take: Function that takes a result. It is called in the calling thread.
-            in_threads: Whether to use threads, if the engine has several workers. If False, only the calling thread is
-                used.
+            in_threads: Whether to call `work` in threads, if the engine has several workers. Otherwise, it is called in
+                the calling thread.
         """
         if self._engine is None or self._engine.workers == 1 or not in_threads or in_worker():
             for batch in batches:

@@ -337,9 +337,10 @@ function searchedWords(texts) {
   return [...texts.map(inWords), ...texts.filter((text) => inWords(text) !== text)].join(" ");
 }
 
-/** The name of a file without folders and suffix, as `Path.stem` in Python. */
+/** The name of a file without folders and suffix, as `Path.stem` in Python, or that of an image in a file, which follows ": ". */
 export function titleOf(name) {
-  const last = name.slice(name.lastIndexOf("/") + 1);
+  const inner = name.split(": ").at(-1);
+  const last = inner.slice(inner.lastIndexOf("/") + 1);
   const dot = last.lastIndexOf(".");
   return dot > 0 && dot < last.length - 1 ? last.slice(0, dot) : last;
 }

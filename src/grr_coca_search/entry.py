@@ -387,10 +387,10 @@ def _plain_value(cell: object) -> FieldValue | None:
         return cell if abs(cell) < 2**63 else None  # the comparison is also false for NaN
     if isinstance(cell, list | tuple):
         return ", ".join(map(str, cell)) or None
-    return _number(cell) if isinstance(cell, str) and cell else None
+    return _number_or_text(cell) if isinstance(cell, str) and cell else None
 
 
-def _number(text: str) -> FieldValue:
+def _number_or_text(text: str) -> FieldValue:
     """Return the number that a text represents, or the text itself if formatting the number yields another text.
 
     Therefore, `007` and `1e5` remain texts.

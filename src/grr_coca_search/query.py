@@ -66,8 +66,8 @@ class Query:
                 raise UserError("a text of the query is empty or has only spaces; pass words")
         if self.weights and len(self.weights) != len(self.texts):
             raise UserError(
-                f"the number of weights, {len(self.weights)}, must be that of the texts, {len(self.texts)}; "
-                "pass one weight per text, or none"
+                f"got {len(self.weights)} {'weight' if len(self.weights) == 1 else 'weights'} for "
+                f"{len(self.texts)} {'text' if len(self.texts) == 1 else 'texts'}; pass one weight per text, or none"
             )
         if any(not (weight > 0 and np.isfinite(weight)) for weight in self.weights):
             raise UserError("weights must be above 0; to exclude a text, use `without` (--without)")

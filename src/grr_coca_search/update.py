@@ -400,7 +400,11 @@ class _Run:
             self._store.commit(pending)
 
     def remove_missing(self) -> None:
-        """Remove images that the arguments found earlier, but not in this update."""
+        """Remove images that an earlier update found in the arguments, but this update did not.
+
+        Images that may still exist, as in an unreadable folder, are kept. An image that was found under a new name
+        counts as moved.
+        """
         for root in sorted(self.roots):
             for gone in chunks(self._missing_names(root), _LOOKUP_SIZE):
                 known = self._store.known(gone)

@@ -1,8 +1,9 @@
 """Bounded queue of the model, and the thread that runs the model.
 
 Waiting work is done in batches. When the thread is free, it takes the oldest job and all other jobs of the same kind,
-up to the most efficient batch size, which was measured when the model was loaded (`_best_batch`). No job waits for a
-batch to fill. The number of waiting requests is bounded (`reserve_slot`), which also bounds memory and waiting times.
+up to a maximum batch size, which was measured when the model was loaded (`_best_batch`): the smallest size with nearly
+the best throughput. No job waits for a batch to fill. The number of waiting requests (`reserve_slot`), the number of
+their images and their estimated waiting time (`require_capacity`) are bounded, which also bounds memory.
 
 Shapes: S image size in pixels, N images or texts, E embedding width.
 """

@@ -114,7 +114,11 @@ def mixture_fractions(mix: Mapping[str, float]) -> list[float]:
 
 
 def visits_in_period(shares: Sequence[float]) -> Int[np.ndarray, " S"]:
-    """Return the number of visits to each source in a period. The fractions sum to 1, and the visits to `PERIOD`."""
+    """Return the number of visits to each source in a period. They sum to `PERIOD`.
+
+    Args:
+        shares: Fraction of each source. The fractions sum to 1.
+    """
     ends = np.rint(np.cumsum(shares) * PERIOD).astype(np.int64)
     return np.diff(ends, prepend=0)
 

@@ -134,7 +134,8 @@ class ImageTextModel:
         """
         if self.engine.name != "torch":
             raise UserError(
-                "this model runs in ONNX Runtime and has no weights in PyTorch; load it with engine='torch'"
+                "this model was loaded in ONNX Runtime, so it has no PyTorch model; load its checkpoint with "
+                "engine='torch' (for an int8 model, the checkpoint from which it was exported)"
             )
         return cast("Checkpoint", self._files)
 

@@ -23,7 +23,7 @@ from grr_coca.model.config import (
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Depths, widths and lengths of a model. Its parts are determined by the preset.
+    """Depths, widths and lengths of a model. The preset determines the model's parts.
 
     Attributes:
         image_size: Side of an image in pixels.
@@ -36,11 +36,12 @@ class Size:
         text_heads: Number of attention heads in the text decoder, and in the poolers of all presets except
             `open_clip_coca`.
         vocab_size: Number of token ids. The tokenizer of a new model replaces this number.
-        context_length: Maximum number of tokens in a caption, including [BOS], [EOS] and [CLS].
+        context_length: Maximum number of tokens in a caption, including [BOS], [EOS] and [CLS]. For
+            `open_clip_coca`, the number does not include [CLS].
         num_queries: Number of queries of the captioning pooler.
         embed_dim: Width of the joint embedding space.
         multimodal_mlp_ratio: Width of a GELU feed-forward layer in the multimodal decoder, in units of `text_dim`. A
-            GEGLU layer has about two thirds of this width.
+            GEGLU layer has about two thirds of this width. `open_clip_coca` ignores this value.
     """
 
     image_size: int
@@ -228,10 +229,7 @@ def grr_coca_parallel(size: str | Size) -> CoCaConfig:
 
 
 def grr_coca_plus(size: str | Size) -> CoCaConfig:
-    """Return the config of a GRR-CoCa whose captions attend to the patch tokens, as in `studies/plus/pictograms.yaml`.
-
-    No other change that was tried improved this model.
-    """
+    """Return the config of a GRR-CoCa whose captions attend to the patch tokens, as in `studies/plus/*.yaml`."""
     config = grr_coca(size)
     return replace(config, poolers=replace(config.poolers, num_queries=None))
 

@@ -75,7 +75,10 @@ def _parse_svg(content: bytes, name: str) -> Element:
     try:
         root = fromstring(decode_text(content, name))
     except DefusedXmlException as error:
-        raise UserError(f"{name}: a sprite must not declare entities; remove its <!DOCTYPE>") from error
+        raise UserError(
+            f"{name}: a sprite must not declare entities; export it without them, or "
+            "replace each &NAME; with its value and remove the <!DOCTYPE>"
+        ) from error
     except (ParseError, ValueError, RecursionError) as error:
         raise UserError(f"{name}: corrupt SVG file ({error}); export the sprite again") from error
     for element in root.iter():  # the documents declare these two namespaces

@@ -158,7 +158,8 @@ class IconTools:
             )
 
     def get_icon(self, icon: str) -> ToolAnswer:
-        """Return an icon's SVG document, its licence, and lines of code that use it."""
+        """Return an icon's SVG document (null for another kind of image), its set, licence and author, lines of code
+        that use it, and a picture of it."""
         with self._lock:
             own, row = self._find(icon)
             opened = self._picture_set(own)

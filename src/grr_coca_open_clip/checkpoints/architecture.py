@@ -98,7 +98,10 @@ class _Shapes:
             raise UserError(f"{self._name}: tensor '{tensor}' is missing; pass an open_clip CoCa with a pooler")
         shape = tuple(self._tensors[tensor].shape)
         if len(shape) != ndim:
-            raise UserError(f"{self._name}: tensor '{tensor}' must have {ndim} dimensions, got the shape {shape}")
+            raise UserError(
+                f"{self._name}: tensor '{tensor}' must have {ndim} dimensions, got the shape {shape}; pass an "
+                "open_clip CoCa with a pooler"
+            )
         if 0 in shape:
             raise UserError(
                 f"{self._name}: tensor '{tensor}' has the shape {shape}, which is empty; download the file again"
@@ -116,7 +119,10 @@ class _Shapes:
         hidden_dim = self.of(f"{prefix}.0.mlp.c_fc.weight", 2)[0]
         num_heads = num_heads or max(1, width // _HEAD_DIM)
         if width % num_heads:
-            raise UserError(f"{self._name}: {prefix} has width {width}, which is not divisible by {num_heads} heads")
+            raise UserError(
+                f"{self._name}: {prefix} has width {width}, which is not divisible by {num_heads} heads; correct the "
+                "number of heads in open_clip_config.json"
+            )
         return replace(parts, num_layers=max(blocks) + 1, embed_dim=width, num_heads=num_heads, hidden_dim=hidden_dim)
 
 

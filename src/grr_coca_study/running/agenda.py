@@ -146,7 +146,7 @@ class RemainingWork:
                 counts[kind, arm.name, stage] += count
         return counts
 
-    def finished_run_folders(self) -> Iterator[Path]:
+    def disposable_run_folders(self) -> Iterator[Path]:
         """Yield the folders of runs that have rows and from which no later run starts."""
         for seed, arm in product(self._seeds, self._plan.arms):
             first, *later = (self._tasks_of(arm, seed, stage) for stage in self._stages)

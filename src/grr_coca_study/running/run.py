@@ -204,7 +204,7 @@ class Study:
         for row in new:
             self.agenda.add(row)
         if (new or has_ended) and not self._folders.keeps_models:
-            for folder in self.agenda.finished_run_folders():
+            for folder in self.agenda.disposable_run_folders():
                 shutil.rmtree(folder, ignore_errors=True)
         written = None
         with suppress(UserError):  # missing or corrupt

@@ -152,7 +152,7 @@ def test_impossible_size_in_manifest_is_corrupt(folder, length):
 def test_model_in_onnx_runtime_has_no_weights_in_torch():
     model = grr_coca.load("icons", engine="onnx")
     for use in (lambda: model.checkpoint, model.refresh):
-        with pytest.raises(UserError, match=r"has no weights in PyTorch; load it with engine='torch'"):
+        with pytest.raises(UserError, match=r"so it has no PyTorch model; load its checkpoint with engine='torch'"):
             use()
 
 

@@ -30,7 +30,7 @@ def test_shared_settings_are_best_on_average(agenda_of):
         assert agenda.choices() == {}, "each arm waits for the other"
         row = replace(pretended_row(task), metrics={"val": {"coca_loss": loss}})
         agenda.add(row)
-    assert {*agenda.finished_run_folders()} == {trial.folder for trial in trials}
+    assert {*agenda.disposable_run_folders()} == {trial.folder for trial in trials}
     assert agenda.choices() == {(name, "pictograms"): {"optimizer.lr": 0.2} for name in names}
     assert {task.arm: task.settings["optimizer.lr"] for task in agenda.open_tasks()} == dict.fromkeys(names, 0.2)
     assert agenda.digests.recipes.keys() == set(names)

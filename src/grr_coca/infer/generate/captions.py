@@ -504,9 +504,9 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids: int) -> int:
-    """Return the maximum number of new tokens, including [EOS].
+    """Return the maximum number of new tokens.
 
-    The context must also have space for [BOS], the prompt and [CLS].
+    The context must also have space for [BOS], the prompt, [EOS] and [CLS].
 
     Raises:
         UserError: If the prompt leaves no space for a caption, or `max_length` or `min_length` exceeds this space.
@@ -519,13 +519,13 @@ def _max_length(options: GenerationOptions, context_length: int, num_prompt_ids:
         )
     if options.max_length is not None and options.max_length > room:
         raise UserError(
-            f"max_length must be at most {room}, which is left of the model's {context_length} tokens after the prompt "
-            f"of {num_prompt_ids - 1}, got {options.max_length}"
+            f"max_length must be at most {room}, got {options.max_length}: of the model's {context_length} tokens, the "
+            f"prompt takes {num_prompt_ids - 1}, and special tokens take 3"
         )
     if options.min_length > room:
         raise UserError(
-            f"min_length must be at most {room}, which is left of the model's {context_length} tokens after the prompt "
-            f"of {num_prompt_ids - 1}, got {options.min_length}"
+            f"min_length must be at most {room}, got {options.min_length}: of the model's {context_length} tokens, the "
+            f"prompt takes {num_prompt_ids - 1}, and special tokens take 3"
         )
     return options.max_length or room
 

@@ -188,11 +188,11 @@ DATA_ROWS = (
     ("order", "state, bytes", "order of 12 million samples: size of its state", "bytes"),
     ("order", "seek, s", "order of 12 million samples: longest time to move to a position", "s"),
     ("order", "memory, MB", "order and index of 12 million samples: memory", "MB"),
-    ("loader", "loader / step in the first epoch", "loader's speed over that of training `tiny`: first epoch", "×"),
+    ("loader", "loader / step in the first epoch", "speed of loading over that of training `tiny`: first epoch", "×"),
     (
         "loader",
         "loader / step in later epochs",
-        "loader's speed over that of training `tiny`: later epochs of a small corpus, kept decoded in memory",
+        "speed of loading over that of training `tiny`: later epochs of a small corpus, kept decoded in memory",
         "×",
     ),
 )

@@ -214,7 +214,7 @@ def test_missing_network_reports_one_line(hub, quick, monkeypatch):
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}"
     )
-    with pytest.raises(UserError, match=r"coca-b32: downloading 1.01 GB .* failed .*; try again") as error:
+    with pytest.raises(UserError, match=r"coca-b32: downloading 1.01 GB .* failed .*; check the connection") as error:
         locate_checkpoint("coca-b32")
     assert "\n" not in str(error.value)
 

@@ -23,7 +23,7 @@ def test_every_flag_is_explained_in_the_help(grr_coca, verb):
         assert explanation.split(";")[0].split(".")[0].strip() in shown
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"]])
 def test_help_lists_every_command(grr_coca, arguments):
     result = grr_coca(*arguments)
     assert result.code == 0
@@ -38,8 +38,17 @@ def test_no_command_shows_the_help_and_fails(grr_coca):
     assert "usage: grr-coca COMMAND" in result.out
 
 
-def test_version_is_the_packages(grr_coca):
-    assert grr_coca("--version").out.strip() == package.__version__
+@pytest.mark.parametrize("word", ["--version", "version"])
+def test_version_is_the_packages(grr_coca, word):
+    assert grr_coca(word).out.strip() == package.__version__
+
+
+@pytest.mark.parametrize("command", ["models", "export onnx", "export"])
+def test_help_with_a_command_is_its_help(grr_coca, refused, command):
+    expected = grr_coca(*command.split(), "--help")
+    assert expected.code == 0
+    assert grr_coca("help", *command.split()) == expected
+    assert "unknown command 'modles'; did you mean 'models'?" in refused("help", "modles")
 
 
 @pytest.mark.parametrize(

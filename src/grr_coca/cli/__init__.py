@@ -166,10 +166,12 @@ def _current_folder_exists() -> bool:
 
 
 def _dispatch(argv: list[str]) -> int:
+    if argv[:1] == ["help"]:  # as in other programs: `help caption` is `caption --help`
+        argv = [*argv[1:], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
         return 0 if argv else 2
-    if argv[0] == "--version":
+    if argv[0] in ("--version", "version"):
         print(grr_coca.__version__)
         return 0
     name, rest = _split_command(argv)

@@ -201,7 +201,8 @@ def open_header(data: bytes, name: str, vector_side: int = VECTOR_SIDE, renderer
     try:
         image = Image.open(io.BytesIO(data), formats=likely or _FORMATS)
     except Image.DecompressionBombError as error:
-        raise _pixel_limit_error(name) from error
+        num_pixels = re.search(r"\d+", str(error))  # only the message has it
+        raise _pixel_limit_error(name, int(num_pixels[0]) if num_pixels else None) from error
     _require_size(*image.size, name)
     return image
 
@@ -275,11 +276,11 @@ def _scale_ppm_range(data: bytes) -> bytes:
 def _require_size(width: int, height: int, name: str, limit: int | None = None) -> None:
     limit = MAX_PIXELS if limit is None else limit
     if width * height > limit:
-        raise _pixel_limit_error(name, width, height, limit)
+        raise _pixel_limit_error(name, width * height, limit)
 
 
-def _pixel_limit_error(name: str, width: int = 0, height: int = 0, limit: int = MAX_PIXELS) -> BadSample:
-    size = f": {width * height:,}" if width else ""
+def _pixel_limit_error(name: str, num_pixels: int | None, limit: int = MAX_PIXELS) -> BadSample:
+    size = f": {num_pixels:,}" if num_pixels else ""
     message = f"{name}: too many pixels{size} (limit {limit:,}); scale the image down first"
     return BadSample(message, Cause.TOO_LARGE)
 

@@ -99,7 +99,7 @@ REAL_FILES = {kind: encode_image(pictogram(), kind) for kind in ("webp", "png", 
         (bytes(5000), Cause.NOT_AN_IMAGE, "not an image"),
         *((data[: len(data) // 2], Cause.BROKEN_IMAGE, "broken or truncated image") for data in REAL_FILES.values()),
         *(
-            (png_header_of(n, n), Cause.TOO_LARGE, rf"too many pixels.*\(limit {MAX_PIXELS:,}\)")
+            (png_header_of(n, n), Cause.TOO_LARGE, rf"too many pixels: {n * n:,} \(limit {MAX_PIXELS:,}\)")
             for n in (50_000, 12_000)
         ),
     ],

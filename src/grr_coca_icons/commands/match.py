@@ -249,7 +249,7 @@ def _line(match: "PictureMatch", uses: Sequence[str]) -> str:
     candidates = ", ".join(
         one.name
         + ("" if one.probability is None or match.is_decided else f" {one.probability:.0%}")
-        + (" same name" if one.same_name else "")
+        + (" shared name" if one.same_name else "")
         for one in match.candidates
     )
     more = f", and {len(uses) - _MAX_PLACES} more" if len(uses) > _MAX_PLACES else ""

@@ -53,7 +53,7 @@ def test_each_icon_has_a_line_with_its_candidates(grr_coca, sets):
     assert result.code == 0
     lines = result.out.splitlines()
     assert [line.split(":")[1] for line in lines] == ["home", "moon", "trash"]
-    assert re.match(r"mine:trash: other:trash \d+% same name", lines[2])
+    assert re.match(r"mine:trash: other:trash \d+% shared name", lines[2])
     assert "3 images: " in result.err
 
 
@@ -311,7 +311,7 @@ def test_unknown_words_and_images_are_skipped(grr_coca, swapped):
     (swapped / "peerlist.svg").write_text(svg(HOME))
     result = grr_coca("lint", swapped)
     assert result.code == 0
-    assert "0 of 5 labels contradict their image; 1 have words" in result.err
+    assert "image: 0 of 5; with words or images that the model does not know: 1\n" in result.err
 
 
 def test_words_that_training_had_only_as_tags_are_not_judged(grr_coca, tmp_path):
@@ -320,7 +320,7 @@ def test_words_that_training_had_only_as_tags_are_not_judged(grr_coca, tmp_path)
         (tmp_path / f"{name}.svg").write_text(svg(f'<path d="M20 6L9 17l-5-5" {STROKE}/>'))
     result = grr_coca("lint", tmp_path)
     assert result.code == 0
-    assert "0 of 1 labels contradict their image; 1 have words" in result.err
+    assert "image: 0 of 1; with words or images that the model does not know: 1\n" in result.err
 
 
 def test_labels_in_code_are_checked_and_empty_ones_skipped(grr_coca, swapped, tmp_path):
@@ -342,7 +342,7 @@ def test_known_findings_are_excluded(grr_coca, swapped, tmp_path):
     assert grr_coca("lint", swapped, "--baseline", baseline, "--update-baseline").code == 0
     result = grr_coca("lint", swapped, "--baseline", baseline)
     assert result.code == 0
-    assert "1 more are known" in result.err
+    assert "labels that contradict their image: 0 of 4; in the baseline: 1" in result.err
 
 
 def test_findings_as_sarif(grr_coca, swapped, tmp_path):

@@ -1,6 +1,7 @@
 """The review page of `grr-coca match`: keyboard, narrow window, dark scheme."""
 
 import json
+import re
 
 import pytest
 
@@ -19,6 +20,7 @@ def review(icon_index, tmp_path_factory) -> str:
 def test_icons_are_chosen_by_keyboard_and_saved(review, axe, tab):
     one = tab(review)
     page = one.page
+    assert "chosen" not in page.locator("header p").inner_text().partition(".")[0], "no count before the first choice"
     page.locator("#filter").focus()
     page.keyboard.press("Tab")
     rows = page.locator("#rows li")
@@ -40,6 +42,8 @@ def test_icons_are_chosen_by_keyboard_and_saved(review, axe, tab):
     assert "tabler:home" in [one.locator("small").first.inner_text() for one in found.all()]
     page.evaluate(axe)
     assert page.evaluate("async () => (await axe.run(document)).violations.map(({ id }) => id)") == []
+    rows_to_review = page.locator("header p").inner_text().partition(".")[0]
+    assert re.fullmatch(r"\d+ safe, \d+ to review( \([12] chosen\))?", rows_to_review)
     with page.expect_download() as saved:
         page.locator("#save").click()
     found = json.loads(saved.value.path().read_text())

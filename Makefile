@@ -48,12 +48,14 @@ demo: $(VENV)/.demo
 	$(BIN)/grr-coca demo
 
 # A page that searches pictures: `make page IMAGES=~/Pictures/icons`, or the drawings that come with the code. Other pictures
-# get another index.
+# get another index. If another server has the port: `make page PORT=8001`. One path may have spaces.
 IMAGES := docs/drawings datasets/pictograms/test_style-00000.tar
-PAGE_INDEX = runs/page-$(firstword $(shell printf %s '$(IMAGES)' | cksum)).index
+PORT := 8000
 page: $(VENV)/.page
-	$(BIN)/grr-coca index $(IMAGES) --out $(PAGE_INDEX)
-	$(BIN)/grr-coca serve $(PAGE_INDEX) --open
+	set -e; if [ -e '$(IMAGES)' ]; then set -- '$(IMAGES)'; else set -- $(IMAGES); fi; \
+	index="runs/page-$$(printf %s '$(IMAGES)' | cksum | cut -d ' ' -f 1)/$$(basename "$$1").index"; \
+	$(BIN)/grr-coca index "$$@" --out "$$index"; \
+	$(BIN)/grr-coca serve "$$index" --port $(PORT) --open
 
 # GRR_COCA_CHECK_SHAPES=1 checks the shapes of all tensors, too, as continuous integration does.
 test: $(VENV)/.dev

@@ -99,12 +99,13 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address[:2], family=family, backlog=2048)
     except (OSError, OverflowError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason.partition(" (while ")[0]  # `create_server` appends the address
         hint = "check --host"
         if isinstance(error, PermissionError):
             hint = "low ports need special permissions: pass a larger --port"
-        elif "use" in str(reason):
-            hint = "another server may use it: pass another --port"
+        elif "use" in reason:
+            hint = "pass another --port"
         raise UserError(f"{host}:{port}: cannot listen ({reason}); {hint}") from error
     # An answer is written in two parts. Without this setting, the system would delay the second part until the client
     # has confirmed the first one, which takes 40 ms on a persistent connection. Connections inherit the setting.
@@ -199,7 +200,7 @@ class RunningServer:
             index = ServedIndex(options.index, model, queue, files, curve=curve)
         self.service = Service(
             model_name=Path(model.name).name or model.name,
-            title=Path(options.index or "").name,
+            title=Path(options.index or "").stem,
             queue=queue,
             reader=reader,
             explainer=Explainer(lambda: grr_coca.load(model.folder, engine="torch"), reader),

@@ -47,7 +47,7 @@ class Service:
         threads: Threads for searches and short reads of the index.
         browsing, counting, grouping: Threads that compute lists of images, facets and duplicates. This work reads the
             entire index, and may take minutes.
-        title: Name of the index. Empty without an index.
+        title: Name of the index without its suffix. Empty without an index.
         classifiers: Cache of zero-shot classifiers, by their labels and templates.
     """
 

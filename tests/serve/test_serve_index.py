@@ -251,6 +251,7 @@ def test_growing_index_shows_new_images_without_restart(own):
     folder, location = own
     with serving(location) as client:
         before = client.get("/info").json()
+        assert before["title"] == "own"
         assert names(client.post("/search", {"texts": ["heart"], "limit": 100})).count("heart") == 0
         client.get("/pictures"), client.get("/facets"), client.get("/duplicates")
         heart = Image.new("RGB", (64, 64), "red")

@@ -19,8 +19,8 @@ router = APIRouter()
 class InfoAnswer(BaseModel):
     """Description of the server. `pictures` is the number of images in the index, or null if the server has no index.
 
-    `title` is the name of the index; it is empty without an index. `engine` is the engine and its precision. `revision`
-    changes whenever the index changes. `can` lists the capabilities of the server.
+    `title` is the name of the index without its suffix, or empty without an index. `engine` is the engine and its
+    precision. `revision` changes whenever the index changes. `can` lists the capabilities of the server.
     """
 
     title: str

@@ -312,12 +312,17 @@ def header_of_png(width: int, height: int) -> bytes:
         (b"<svg xmlns='http://www.w3.org/2000/svg'><path d=", "cut.svg", "cut.svg: an SVG file that cannot be drawn."),
     ],
 )
-def test_invalid_image_shows_an_error(content, name, message, host, tab):
+def test_invalid_image_shows_an_error(content, name, message, photo, host, tab):
     one = tab(host).ready()
+    hand_over(one, photo.read_bytes(), "a.webp")
+    one.captioned().settled()
+    one.page.evaluate("scrollTo(0, 2000)")
     hand_over(one, content, name)
     one.page.locator("#message:not([hidden])").wait_for()
     assert one.page.locator("#message").inner_text().startswith(message)
     assert one.page.locator("#dropped").is_hidden()
+    assert "151 images" in one.settled().status, "hits of the earlier image are gone"
+    assert one.page.evaluate("scrollY") == 0
     assert "clock" in one.ask("clock").captions(1)[0], "the page still works"
     assert one.page.locator("#message").is_hidden()
 
@@ -579,6 +584,8 @@ class Server(StaticHost):
     count = COUNT
     breaks_off = False
     """A caption ends before it is whole."""
+    cannot_read = False
+    """The dropped picture is refused."""
     may_explain: threading.Event | None = None
     may_search: threading.Event | None = None
     facets: ClassVar[list[dict[str, object]]] = [{"field": "size", "kind": "number", "min": 1000, "max": 261_000}]
@@ -629,6 +636,9 @@ class Server(StaticHost):
             )
         if path == "/facets":
             return self.answer({"facets": self.facets})
+        if path == "/duplicates":
+            same = [{**picture(i), "name": f"sets/a.tar: {i}.webp"} for i in range(2)]
+            return self.answer({"total": 1, "sizes": [2], "groups": [same]})
         if path == "/health":
             return self.answer({"status": "ok"})
         if path.startswith("/picture/"):
@@ -672,6 +682,8 @@ class Server(StaticHost):
             tags = [{"tag": tag, "probability": 0.5} for tag in ("love", "valentine")]
             return self.answer({"caption": "red heart", "tags": tags})
         if self.path == "/caption":
+            if self.cannot_read:
+                return self.refuse(415, "the picture: corrupt")
             stream = 'data: {"text": "red"}\n\ndata: {"text": "red heart"}\n\n'
             if not self.breaks_off:
                 shown = {"text": "red heart", "confidence": None, "unfamiliar": self.unfamiliar}
@@ -713,6 +725,20 @@ def test_word_shows_its_heat_map(photo, at):
     one.settled().page.locator("#pictures .tile").first.click()
     one.page.locator("#detail .word").first.click()
     one.page.locator("#detail canvas").wait_for()
+
+
+def test_message_of_the_server_names_the_file(photo, at):
+    one = at(cannot_read=True).ready()
+    one.page.set_input_files("#file", photo)
+    one.page.locator(f"#message:text-is('{photo.name}: corrupt')").wait_for()
+    one.errors.clear()  # the browser reports the status
+
+
+def test_duplicates_in_a_shard_have_their_own_names(at):
+    one = at().ready()
+    one.page.locator("#show-duplicates").click()
+    one.page.locator("#duplicates section").first.wait_for()
+    assert one.page.locator("#duplicates .line").all_inner_texts() == ["0.webp", "1.webp"]
 
 
 def test_further_words_for_an_image_are_shown_and_search(photo, at):

@@ -528,6 +528,7 @@ async function take(file, isPiece = false) {
   try {
     opened = await backend.opened(file);
   } catch (error) {
+    removePicture(); // what it found answers another question, and the message is above it
     showError(error);
     return;
   }
@@ -657,6 +658,9 @@ async function moreDuplicates(place, offset) {
   }
 }
 
+/** The name of a file, or of a picture in a shard, without folders. */
+const ownNameOf = ({ name }) => name.split(": ").at(-1).split("/").at(-1);
+
 function groupOf(entries, size) {
   const items = entries.map((entry) => {
     const image = element("img", { alt: "", loading: "lazy", on: { error: () => item.classList.add("unloaded") } });
@@ -664,7 +668,7 @@ function groupOf(entries, size) {
       "button",
       { type: "button", className: "tile", title: `${entry.name} · ${entry.width} × ${entry.height}`, on: { click: () => detail.openEntry(entry) } },
       element("span", { className: "frame" }, image),
-      element("span", { className: "line" }, entry.name.split("/").pop()),
+      element("span", { className: "line" }, ownNameOf(entry)),
     ));
     backend.image(entry).then((address) => (image.src = address), () => item.classList.add("gone"));
     return item;

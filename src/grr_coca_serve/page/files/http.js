@@ -61,7 +61,10 @@ export class Http {
   /** {caption, unfamiliar}; `onToken` gets the text so far. */
   async caption(image, onToken, signal) {
     const headers = { "Content-Type": image.type || "application/octet-stream", Accept: "text/event-stream" };
-    const response = await this.#fetch("caption", { method: "POST", body: image, headers, signal });
+    const response = await this.#fetch("caption", { method: "POST", body: image, headers, signal }).catch((error) => {
+      if (image.name) error.message = error.message.replace(/^the picture(?=: )/, () => image.name); // the server does not know it
+      throw error;
+    });
     let whole = null;
     for await (const { event, data } of events(response.body)) {
       if (event === "error") throw new Error(data.error.message);

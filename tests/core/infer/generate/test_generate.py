@@ -183,8 +183,8 @@ def test_no_image_no_caption(engine, tokenizer, images):
     [
         ({}, "x " * 60, None, "the prompt has .* tokens; use at most 36"),
         ({"max_length": CONTEXT}, "", None, "max_length must be at most 37, .* 40 tokens"),
-        ({"max_length": 37}, "a", None, "max_length must be at most .* prompt of [1-9]"),
-        ({"min_length": 38}, "", None, "min_length must be at most 37, which is left of"),
+        ({"max_length": 37}, "a", None, "max_length must be at most .* prompt takes [1-9]"),
+        ({"min_length": 38}, "", None, "min_length must be at most 37, got 38: of the model"),
         ({"no_repeat_ngram": 1, "min_length": 37}, "", [0] * 3, "keys: expected one key per image, 6, got 3"),
     ],
 )

@@ -15,6 +15,7 @@ from grr_coca.common import plugins
 from grr_coca.common.shapes import Bool, Float, Int
 from grr_coca.data.sources.base import PairSource
 from grr_coca.evaluate.caption_metrics import score_captions
+from grr_coca.evaluate.intervals import Interval, Measure
 from grr_coca.infer.adapted.adaptation import Adaptation, Captioning, Confidence
 from grr_coca.infer.adapted.captioner import (
     MAX_BEAMS,
@@ -56,6 +57,8 @@ class CaptionFigures:
         cider: CIDEr of the captions, by mode: "decoder alone" (only if the base processes images), "nearest image" and
             "adapted".
         exact: Fraction of captions that equal a reference caption except for case, by mode.
+        cider_gain: CIDEr of "adapted" minus that of "decoder alone", with a paired 95 % interval over images. None if
+            the base does not process images, or no image was captioned.
         samples: Index, caption and confidence of each captioned image. The confidence is None if it could not be
             fitted.
     """
@@ -63,6 +66,7 @@ class CaptionFigures:
     captioning: Captioning
     cider: dict[str, float]
     exact: dict[str, float]
+    cider_gain: Interval | None
     samples: list[tuple[int, str, float | None]]
 
 
@@ -154,6 +158,10 @@ def fit_captions(
     by_mode = {"nearest image": nearest.captions[first], "adapted": picked[first]}
     if images.is_seen_by_base:
         by_mode = {"decoder alone": alone, **by_mode}
+    gain = None
+    if compared and images.is_seen_by_base:
+        scores_of_modes = [score_captions(by_mode[mode], compared).cider for mode in ("adapted", "decoder alone")]
+        gain = Measure.mean(scores_of_modes[0] - scores_of_modes[1]).interval()
     sure = [None] * len(picked) if confidence is None else confidence.probabilities(np.array(evidence)).tolist()
     return CaptionFigures(
         captioning,
@@ -162,6 +170,7 @@ def fit_captions(
             mode: float(np.mean([_is_exact(*pair) for pair in zip(texts, compared, strict=True)]))
             for mode, texts in by_mode.items()
         },
+        gain,
         [(int(image), text, one) for image, text, one in zip(chosen, picked, sure, strict=True)],
     )
 

@@ -18,7 +18,7 @@ from grr_coca.adapt.fit import DIRECTIONS, RECALLS, AnswerRanks, flat_figures
 from grr_coca.adapt.read_pairs import read_pixels
 from grr_coca.data.preprocess import Preprocess
 from grr_coca.data.sources.folder import read_image_file
-from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, draw_resamples, sum_by_image
+from grr_coca.evaluate.intervals import LEVEL, RESAMPLES, Interval, Measure, draw_resamples, sum_by_image
 
 _METHODS = ("chance", "as shipped", "centred", "nearest neighbour", "adapted")
 _TITLES = {
@@ -34,12 +34,12 @@ _MIN_GAIN = 0.02
 """Minimum gain in recall that justifies collecting more pairs."""
 _TRAINING = (
     "Fine-tuning, which takes minutes, would gain little: with 1,000 pairs of three domains, it raised R@1 from 37 to "
-    "40 % (by domain, by -1 to +7 points), and R@10 by 0 to 2 points (docs/training.md). To measure the gain for your "
+    "40% (by domain, by -1 to +7 points), and R@10 by 0 to 2 points (docs/training.md). To measure the gain for your "
     "pairs, hold some of them out for grr-coca compare, and run grr-coca finetune on the others."
 )
 _TRAINING_MANY = (
-    "With this many pairs, training is more accurate: with 10,000 icons, R@10 was 31 % after fine-tuning for minutes, "
-    "and 29 % with adapt; with 238,391 icons, it was 76 % after training for hours (docs/training.md). Run grr-coca "
+    "With this many pairs, training is more accurate: with 10,000 icons, R@10 was 31% after fine-tuning for minutes, "
+    "and 29% with adapt; with 238,391 icons, it was 76% after training for hours (docs/training.md). Run grr-coca "
     "finetune, or pretrain."
 )
 _MIN_TRAINING = 10_000
@@ -55,9 +55,11 @@ def report_text(adapted: AdaptationResult, out: Path) -> str:
     for kind, methods in adapted.measured.figures.items():
         first = next(iter(methods.values()))
         lines.append(f"{_KINDS[kind]}: {len(first.groups):,} queries, among about {_gallery_size(adapted):,} images")
-        lines.append(f"  {'':<18} text to image R@1     R@10             image to text R@1     R@10")
-        for method, cells in _recalls(methods).items():
-            lines.append(f"  {_title(adapted, method):<18} " + "  ".join(f"{cell:<18}" for cell in cells).rstrip())
+        table = [["", "text to image R@1", "R@10", "image to text R@1", "R@10"]]
+        table += [[_title(adapted, method), *cells] for method, cells in _recalls(methods).items()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for row in table:
+            lines.append("  " + "  ".join(map(str.ljust, row, widths)).rstrip())
         lines.append("")
     captions = adapted.captions
     lines.append("captions, CIDEr and exactly right:")
@@ -70,7 +72,7 @@ def report_text(adapted: AdaptationResult, out: Path) -> str:
 
 def as_json(adapted: AdaptationResult) -> str:
     """Return the report as JSON."""
-    fitted, measured = adapted.fitted, adapted.measured
+    fitted, measured, gains = adapted.fitted, adapted.measured, gains_over_base(adapted)
     content = {
         "images": adapted.images.num_fit,
         "held_out_images": len(adapted.images) - adapted.images.num_fit,
@@ -84,6 +86,8 @@ def as_json(adapted: AdaptationResult) -> str:
         "start_model": adapted.start,
         "share_known_captions": measured.share_known,
         "values": vars(fitted.values),
+        "keep_base_model": _should_keep_base(gains),
+        "gains_over_base": {metric: gain._asdict() for metric, gain in gains.items()},
         "retrieval": flat_figures(measured.figures),
         "captions": {
             mode: {"CIDEr": cider, "exact": adapted.captions.exact[mode]}
@@ -114,7 +118,8 @@ def report_page(adapted: AdaptationResult, out: Path) -> str:
         for mode, cider in adapted.captions.cider.items()
     ]
     parts.append(f"<table><tr><th></th><th>CIDEr</th><th>exactly right</th></tr>{''.join(rows)}</table>")
-    parts.append("<p>Below each image: the caption of this model, its confidence, and in bold your caption.</p>")
+    sure = "" if adapted.captions.captioning.confidence is None else " its confidence,"
+    parts.append(f"<p>Below each image: the caption of this model,{sure} and in bold your caption.</p>")
     parts += ["<h2>Examples</h2>", *_figures_html(adapted, _evenly_spaced_samples(adapted, _NUM_SAMPLES))]
     parts += ["<h2>Worst captions</h2>", *_figures_html(adapted, _worst_samples(adapted))]
     return _PAGE.format(title=html.escape(out.name), body="\n".join(parts))
@@ -147,7 +152,7 @@ def _summary(adapted: AdaptationResult) -> str:
     return (
         f"{images.num_fit:,} images{reused} with {len(images.fitted_captions.text_ids):,} captions, "
         f"{len(adapted.header.captions):,} of them distinct, adapted from {adapted.header.base}{beside} in "
-        f"{adapted.seconds:.0f} s{skipped}. All numbers were measured on {measured}. Brackets contain 95 % "
+        f"{adapted.seconds:.0f} s{skipped}. All numbers were measured on {measured}. Brackets contain 95% "
         "intervals over images."
     )
 
@@ -208,29 +213,82 @@ def recall_gain(adapted: AdaptationResult) -> tuple[float, float]:
     return whole[0] - half[0], half[1]
 
 
-def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
-    """Yield advice, one paragraph at a time."""
-    images, k = adapted.images, adapted.measured.curve_k
+def gains_over_base(adapted: AdaptationResult) -> dict[str, Interval]:
+    """Return metrics of the adapted model minus those of the unchanged base, with paired 95 % intervals over images.
+
+    The metrics are the recall of all held-out queries, `text-to-image R@1` or `text-to-image R@10` as in the learning
+    curve, and `CIDEr`. Metrics that were not measured are omitted. If the base does not process images, the result is
+    empty.
+    """
+    k = adapted.measured.curve_k
+    found: dict[str, Interval] = {}
+    kinds = adapted.measured.figures.values()
+    if kinds and adapted.images.is_seen_by_base:
+        hits = [[methods[name].ranks["text_to_image"] < k for name in ("adapted", "as shipped")] for methods in kinds]
+        changes = np.concatenate([own.astype(np.float64) - base for own, base in hits])
+        groups = np.concatenate([methods["adapted"].groups for methods in kinds])
+        sums = sum_by_image(np.stack([changes, np.ones(len(changes))], axis=1), groups)
+        found[f"text-to-image R@{k}"] = Measure.ratio(sums[:, 0], sums[:, 1]).interval()
+    if adapted.captions.cider_gain is not None:
+        found["CIDEr"] = adapted.captions.cider_gain
+    return found
+
+
+def _should_keep_base(gains: dict[str, Interval]) -> bool:
+    """Return whether the adapted model is significantly worse than its base in a metric, and better in none."""
+    return any(gain.high < 0 for gain in gains.values()) and not any(gain.low > 0 for gain in gains.values())
+
+
+def _base_advice(adapted: AdaptationResult, out: Path, gains: dict[str, Interval]) -> str:
+    """Return which model to use for which purpose, if the adapted model is worse than its base in some metric."""
+    base = adapted.header.base
+    changes = " and ".join(
+        f"{name} by {gain.value:+.2f} [{gain.low:+.2f}, {gain.high:+.2f}]"
+        if name == "CIDEr"
+        else f"{name} by {100 * gain.value:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+        for name, gain in gains.items()
+    )
+    changed = f"On held-out images, adapting changed {changes}."
+    if _should_keep_base(gains):
+        reason = "" if adapted.is_tuned else " Perhaps the base model was trained on these or very similar pairs."
+        return f"Keep the base model, {base}: it is better than the adapted model. {changed}{reason}"
+    searcher, captioner = (out, base) if gains["CIDEr"].high < 0 else (base, out)
+    return f"Search with -c {searcher}, and write captions with -c {captioner}. {changed}"
+
+
+def _more_pairs_advice(adapted: AdaptationResult) -> str:
+    k = adapted.measured.curve_k
     gain, error = recall_gain(adapted)
     if gain > max(_MIN_GAIN, error):
-        yield f"More pairs would help: from half of them to all, R@{k} grew by {100 * gain:.0f} points."
-    elif error > _MIN_GAIN:
-        yield (
+        return f"More pairs would help: from half of them to all, R@{k} grew by {100 * gain:.0f} points."
+    if error > _MIN_GAIN:
+        return (
             f"With so few pairs, it is unclear whether more would help: from half of them to all, R@{k} changed by "
             f"{100 * gain:+.0f} ± {196 * error:.0f} points."
         )
-    else:
-        yield "More pairs of this kind would help little: half of them do nearly as well."
+    return "More pairs of this kind would help little: half of them do nearly as well."
+
+
+def _advice(adapted: AdaptationResult, out: Path) -> Iterator[str]:
+    """Yield advice, one paragraph at a time."""
+    images, gains = adapted.images, gains_over_base(adapted)
+    is_kept = _should_keep_base(gains)
+    worse = {name for name, gain in gains.items() if gain.high < 0}
+    if worse:
+        yield _base_advice(adapted, out, gains)
+    if not is_kept:
+        yield _more_pairs_advice(adapted)
     num_captions = len(adapted.header.captions)
     if images.num_fit >= _MIN_IMAGES_PER_CLASS * num_captions:
         yield (
             f"The pairs have only {num_captions} distinct captions, so these are classes: `grr-coca classify` "
             "assigns them to new images. Captions that are sentences would make images searchable by more words."
         )
-    if not adapted.is_tuned and images.is_seen_by_base:
+    if not adapted.is_tuned and images.is_seen_by_base and not is_kept:
         yield _TRAINING if images.num_fit < _MIN_TRAINING else _TRAINING_MANY
     given = "IMAGES" if images.is_seen_by_base else "FEATURES"
-    yield f"To search: grr-coca index {given} --out INDEX -c {out}, then grr-coca serve INDEX --open"
+    model = adapted.header.base if is_kept or worse - {"CIDEr"} else out
+    yield f"To search: grr-coca index {given} --out INDEX -c {model}, then grr-coca serve INDEX --open"
 
 
 def _curve_svg(adapted: AdaptationResult) -> str:

@@ -57,8 +57,8 @@ class CaptionFigures:
         cider: CIDEr of the captions, by mode: "decoder alone" (only if the base processes images), "nearest image" and
             "adapted".
         exact: Fraction of captions that equal a reference caption except for case, by mode.
-        cider_gain: CIDEr of "adapted" minus that of "decoder alone", with a paired 95 % interval over images. None if
-            the base does not process images, or no image was captioned.
+        cider_gain: CIDEr of the adapted captions minus that of the decoder's captions, with a paired 95 % interval over
+            images. None if the base does not process images, or no image was captioned.
         samples: Index, caption and confidence of each captioned image. The confidence is None if it could not be
             fitted.
     """
@@ -160,8 +160,8 @@ def fit_captions(
         by_mode = {"decoder alone": alone, **by_mode}
     gain = None
     if compared and images.is_seen_by_base:
-        scores_of_modes = [score_captions(by_mode[mode], compared).cider for mode in ("adapted", "decoder alone")]
-        gain = Measure.mean(scores_of_modes[0] - scores_of_modes[1]).interval()
+        adapted_cider, base_cider = (score_captions(texts, compared).cider for texts in (by_mode["adapted"], alone))
+        gain = Measure.mean(adapted_cider - base_cider).interval()
     sure = [None] * len(picked) if confidence is None else confidence.probabilities(np.array(evidence)).tolist()
     return CaptionFigures(
         captioning,

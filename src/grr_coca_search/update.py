@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import require_nonempty_path
+from grr_coca.common.files import require_no_url, require_nonempty_path
 from grr_coca.data.image_files import TABLE_SUFFIXES, is_forbidden, iterate_images, map_in_background
 from grr_coca.data.images import has_more_frames
 from grr_coca.data.sources.base import reader_that_owns
@@ -111,10 +111,12 @@ def update_store(
             are used.
 
     Raises:
-        UserError: If an argument does not exist or has no images, a pattern is invalid, another process is writing, or
-            the store or the folder for temporary files cannot be written to. Errors of `make_describer` are passed on.
-            Earlier commits are kept.
+        UserError: If an argument is a URL, does not exist or has no images, a pattern is invalid, another process is
+            writing, or the store or the folder for temporary files cannot be written to. Errors of `make_describer` are
+            passed on. Earlier commits are kept.
     """
+    for argument in arguments:
+        require_no_url(argument)
     remembered = store.excluded()
     left_out = Exclusions(remembered if exclude is None else [pattern for pattern in exclude if pattern])
     run = _Run(store, absolute_arguments(arguments), on_progress, left_out)
@@ -183,9 +185,11 @@ def require_arguments(arguments: Sequence[str]) -> None:
     """Check that each argument has at least one image, without reading the content of images.
 
     Raises:
-        UserError: If an argument is empty, does not exist, cannot be read or has no images. The message names it.
+        UserError: If an argument is empty, is a URL, does not exist, cannot be read or has no images. The message names
+            it.
     """
     for argument in arguments:
+        require_no_url(argument)
         if not argument_exists(argument):
             raise UserError(f"{argument}: no such file or folder, and no file matches it as a pattern")
         next(iter(iterate_images(argument)), None)

@@ -65,6 +65,18 @@ def require_nonempty_path(path: str) -> None:
         raise UserError("the path is empty; pass a file or a folder, such as `.` for the current folder")
 
 
+def require_no_url(path: str | Path) -> None:
+    """Check that a path is not a URL, where only local files are read. `Path` merges the two slashes of a URL.
+
+    Raises:
+        UserError: If the path is a URL and no file or folder has this name. The message contains both slashes.
+    """
+    scheme, colon, rest = str(path).partition(":")
+    url = f"{scheme}://{rest.lstrip('/')}"
+    if colon and rest.startswith("/") and is_url(url) and not os.path.exists(path):  # noqa: PTH110 (it never raises)
+        raise UserError(f"{url}: URLs are not read here; download the file first")
+
+
 def open_regular(path: str | Path) -> BinaryIO:
     """Open a regular file for reading. Other files are rejected, because opening a named pipe could block forever.
 
@@ -131,6 +143,7 @@ def read_errors(path: str | Path) -> Iterator[None]:
     except UserError:
         raise
     except FileNotFoundError as error:
+        require_no_url(path)
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: expected a file, found a folder; pass a file in it") from error

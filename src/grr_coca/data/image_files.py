@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from PIL import Image
 
 from grr_coca.common.errors import UserError
-from grr_coca.common.files import open_regular, read_errors, read_file_bytes, read_regular, require_nonempty_path
+from grr_coca.common.files import (
+    open_regular,
+    read_errors,
+    read_file_bytes,
+    read_regular,
+    require_no_url,
+    require_nonempty_path,
+)
 from grr_coca.common.threads import num_threads, thread_pool
 from grr_coca.data.feature_image import HEADER
 from grr_coca.data.images import MAX_BYTES
@@ -155,8 +162,8 @@ def iterate_images(argument: str, exclusions: Exclusions | None = None) -> Itera
     not yielded.
 
     Raises:
-        UserError: If the argument is empty, cannot be accessed, is a folder or pattern without images, or is a table or
-            icon set that cannot be read.
+        UserError: If the argument is empty, cannot be accessed, is a folder or pattern without images or a URL that is
+            taken for a pattern, or is a table or icon set that cannot be read.
     """
     exclusions = exclusions or Exclusions()
     require_nonempty_path(argument)
@@ -174,6 +181,7 @@ def iterate_images(argument: str, exclusions: Exclusions | None = None) -> Itera
         nothing = f"{argument}: no images in this folder (searched for {_suffixes()}, .tar)"
         yield from _require_any(_images_in_folder(path, exclusions), nothing, exclusions)
     elif not path.exists() and has_magic(argument):
+        require_no_url(argument)
         yield from _require_any(
             _images_of_pattern(argument, exclusions), f"{argument}: no image matches this pattern", exclusions
         )
@@ -240,11 +248,11 @@ def _images_of_pattern(pattern: str, exclusions: Exclusions) -> Iterator[ImageFi
     fixed = pattern[: pattern.rfind("/", 0, re.search(r"[*?[]", pattern).start()) + 1]  # type: ignore[union-attr]
     for name in sorted(set(_expand_pattern(pattern, exclusions))):
         path, below = Path(name), name.replace(os.sep, "/").removeprefix(fixed).removeprefix("./")
-        if (
-            has_wanted_suffix(name)
-            and path.is_file()
-            and not exclusions.excludes_file(path.name, below, keep_hidden=True)
-        ):
+        if not has_wanted_suffix(name):
+            continue
+        if not path.exists():
+            exclusions.count_broken_link(path.name, below, keep_hidden=True)
+        elif path.is_file() and not exclusions.excludes_file(path.name, below, keep_hidden=True):
             yield from _open(str(path))
 
 
@@ -259,7 +267,7 @@ def _expand_pattern(pattern: str, exclusions: Exclusions) -> Iterator[str]:
         return
     above, rest = pattern[: stars.start()], pattern[stars.end() :] or "*"
     for top in glob(above or stars[1] or "."):  # noqa: PTH207
-        for folder, _ in Walk(top, exclusions):
+        for folder, *_ in Walk(top, exclusions):
             yield from _expand_pattern(f"{escape(folder or '.').replace(os.sep, '/').rstrip('/')}/{rest}", exclusions)
 
 
@@ -269,8 +277,10 @@ def _images_in_folder(root: Path, exclusions: Exclusions) -> Iterator[ImageFile]
     An unreadable folder is represented by an image that raises the error when the image is read.
     """
     walk = Walk(str(root), exclusions)
-    for folder, files in walk:
+    for folder, files, broken_links in walk:
         yield from _unreadable_folders(walk.errors)
+        for name in broken_links:
+            exclusions.count_broken_link(name, walk.path(folder, name))
         for name in files:
             if not exclusions.excludes_file(name, walk.path(folder, name)):
                 yield from _open(os.path.join(folder, name))  # noqa: PTH118 (a tenth of the time of pathlib)

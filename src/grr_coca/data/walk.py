@@ -49,6 +49,7 @@ class Exclusions:
     """Rules that exclude files and folders from a search for images, and counts of the excluded files and folders.
 
     Hidden files, hidden folders, and folders in `_TRASH` are always excluded, unless they are arguments themselves.
+    Links without a target are counted, too.
 
     Args:
         patterns: Patterns in the syntax of .gitignore, for files and folders below an argument. If an argument is
@@ -95,6 +96,11 @@ class Exclusions:
             return self._count("hidden files", name)
         return self._matches(path) and self._count("excluded files", name)
 
+    def count_broken_link(self, name: str, path: str, *, keep_hidden: bool = False) -> None:
+        """Count a link without a target; see `excludes_file` for the arguments."""
+        if not self.excludes_file(name, path, keep_hidden=keep_hidden):
+            self._count("broken links", name)
+
     def is_excluded(self, path: str) -> bool:
         """Return whether a file or one of the folders in its path is excluded, without counting it."""
         *folders, name = path.replace(os.sep, "/").split("/")
@@ -128,10 +134,17 @@ class Exclusions:
 
 
 class Listing(NamedTuple):
-    """A folder, and the sorted names of the images and shards in it, including hidden files."""
+    """A folder, and the names of the images and shards in it, including hidden files.
+
+    Attributes:
+        folder: Path of the folder.
+        files: Sorted names of files and of links to files.
+        broken_links: Names of links without a target.
+    """
 
     folder: str
     files: list[str]
+    broken_links: list[str]
 
 
 class Walk:
@@ -171,7 +184,7 @@ class Walk:
         waiting = [top]
         while waiting:
             folder = waiting.pop()
-            listing, folders = Listing(folder, []), list[str]()
+            listing, folders = Listing(folder, [], []), list[str]()
             try:
                 if not _record_folder(os.stat(folder or "."), self._entered):  # noqa: PTH116
                     continue
@@ -198,8 +211,12 @@ class Walk:
 
     def _classify(self, entry: "os.DirEntry[str]", listing: Listing, folders: list[str]) -> None:
         if not entry.is_dir():
-            if has_wanted_suffix(entry.name) and entry.is_file():
+            if not has_wanted_suffix(entry.name):
+                return
+            if entry.is_file():
                 listing.files.append(entry.name)
+            elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+                listing.broken_links.append(entry.name)
         elif not self._exclusions.excludes_folder(entry.name, self.path(listing.folder, entry.name)):
             folders.append(entry.name)
 

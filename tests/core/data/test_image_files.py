@@ -90,6 +90,23 @@ def test_images_are_read_lazily(tree):
         image.read()
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["https://example.com/a.png", "s3://pairs/a.tar", "https://example.com/a.png?width=9", "HTTP://example.com/*"],
+)
+def test_url_is_named_with_both_slashes(tree, url):
+    with pytest.raises(UserError) as error:
+        find_images([url])[0].read()
+    assert str(error.value) == f"{url}: URLs are not read here; download the file first"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no colons in names")
+def test_folder_with_the_name_of_a_scheme_is_read(tree):
+    (tree / "s3:").mkdir()
+    (tree / "b.png").rename(tree / "s3:" / "b.png")
+    assert find_images(["s3:/b.png"])[0].read() == b"b.png"
+
+
 def test_rejects_too_large_files_before_reading(tree, monkeypatch):
     with Path("huge.tif").open("wb") as file:
         file.truncate(MAX_BYTES + 1)

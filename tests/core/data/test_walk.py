@@ -112,6 +112,15 @@ def test_links_are_followed_once_and_never_upwards(library, links, more):
     assert names("photos") == [*EVERYTHING, *more]
 
 
+@pytest.mark.parametrize("argument", ["photos", "photos/*.jpg", "photos/**/*.jpg"])
+def test_broken_links_to_images_are_reported(library, argument):
+    for name in ("gone.jpg", ".gone.jpg", "raw/gone.jpg", "gone.txt", "gone"):
+        (library / name).symlink_to("nowhere")
+    exclusions = Exclusions(["raw/"])
+    assert "photos/a.jpg" in names(argument, exclusions=exclusions)
+    assert "1 broken link (gone.jpg)" in str(exclusions)
+
+
 def test_link_to_a_file_in_an_excluded_folder_is_a_file(library):
     """As in git-annex, where every image is a link into a hidden folder."""
     (library / ".git").mkdir()

@@ -416,7 +416,7 @@ def report(sets: Sets, numbers: MatchParameters, reported: dict[str, list[Case]]
 
 def labelled(sets: Sets, prefix: str) -> list[LabelledImage]:
     """Return the icons of a set with their names, as `grr-coca lint` checks them."""
-    return list(labelled_pictures([str(sets.path(prefix))], (), sets.model.loaded, []))
+    return list(labelled_pictures([str(sets.path(prefix))], (), sets.model.loaded, [], []))
 
 
 def label_limits(sets: Sets) -> tuple[tuple[float, ...], ...]:

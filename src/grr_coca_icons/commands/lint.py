@@ -78,7 +78,8 @@ def run(
     limit = interpolate_limit([] if numbers is None else numbers.label_limits, false_alarms)
     model = load(checkpoint, engine=engine)
     failures: list[str] = []
-    checked = check_labels(labelled_pictures(sources, exclude, model, failures), model, limit)
+    outside: list[str] = []
+    checked = check_labels(labelled_pictures(sources, exclude, model, failures, outside), model, limit)
     found = [one for one in checked.contradictions if one.key not in known]
     if update_baseline and baseline is not None:
         keys = sorted({one.key for one in checked.contradictions})
@@ -96,7 +97,8 @@ def run(
         f"labels that contradict their image: {len(found):,} of {checked.judged:,}"
         + (f"; in the baseline: {left_out:,}" if left_out else "")
         + (f"; with words or images that the model does not know: {checked.skipped:,}" if checked.skipped else "")
-        + (f"; with images that cannot be read: {len(failures):,}" if failures else ""),
+        + (f"; with images that cannot be read: {len(failures):,}" if failures else "")
+        + (f"; not checked, with images outside the given folders: {_locations(outside)}" if outside else ""),
         file=sys.stderr,
     )
     return 1 if found else 0
@@ -110,6 +112,11 @@ def _read_baseline(path: Path) -> set[str]:
 
 
 # --- Output
+
+
+def _locations(outside: Sequence[str]) -> str:
+    more = ", …" if len(outside) > 1 else ""
+    return f"{len(outside):,} ({escape_control_chars(outside[0])}{more})"
 
 
 def _message(one: "Contradiction") -> str:

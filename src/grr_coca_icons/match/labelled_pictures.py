@@ -16,7 +16,7 @@ from grr_coca_icons.sources.iconify import SCHEME, read_package
 
 
 def labelled_pictures(
-    sources: Sequence[str], exclude: Sequence[str], model: ImageTextModel, failures: list[str]
+    sources: Sequence[str], exclude: Sequence[str], model: ImageTextModel, failures: list[str], outside: list[str]
 ) -> Iterator[LabelledImage]:
     """Yield the images in folders, icon sets, tables and code whose labels can be checked.
 
@@ -25,15 +25,18 @@ def labelled_pictures(
         exclude: Patterns of files to skip, as in .gitignore.
         model: Model that determines the image size.
         failures: List to which a line is added for each unreadable image and each unavailable icon set.
+        outside: List to which the location of each label in code is added whose image is outside the folders of the
+            sources and their git repositories. Such an image is not opened.
 
     Raises:
         UserError: If a source is neither a folder nor code, and has no images, or if code cannot be read.
     """
+    folders = [path for path in map(Path, sources) if path.is_dir()]
     for source in sources:
         path = Path(source)
         is_code = path.is_file() and path.suffix.lower().removeprefix(".") in CODE
         if path.is_dir() or is_code:
-            yield from _labelled_images_in_code(path, exclude, model, failures)
+            yield from _labelled_images_in_code(path, exclude, folders, model, failures, outside)
         if not is_code:
             yield from _labelled_files(source, exclude, model, failures, may_be_empty=path.is_dir())
 
@@ -81,11 +84,19 @@ def _labelled_files(
 
 
 def _labelled_images_in_code(
-    path: Path, exclude: Sequence[str], model: ImageTextModel, failures: list[str]
+    path: Path,
+    exclude: Sequence[str],
+    folders: Sequence[Path],
+    model: ImageTextModel,
+    failures: list[str],
+    outside: list[str],
 ) -> Iterator[LabelledImage]:
-    """Yield images with labels in code, and skip icons of unavailable sets."""
+    """Yield images with labels in code, and skip icons of unavailable sets and images outside the allowed folders."""
     sets: dict[str, dict[str, str]] = {}
-    for label in labels_in_code(path, exclude):
+    for label in labels_in_code(path, exclude, folders):
+        if label.image is None and label.svg is None and label.icon is None:
+            outside.append(f"{label.file}:{label.line}")
+            continue
         try:
             svg = label.svg or ""
             if label.icon is not None:

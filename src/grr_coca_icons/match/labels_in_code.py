@@ -5,6 +5,7 @@ the parent element, such as a button. An image with `alt=""` needs no label, and
 """
 
 import html
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Label:
     Attributes:
         text: The label, without HTML entities and with single spaces.
         file, line: Location of the label.
-        image: Path of the image file. Exactly one of `image`, `svg` and `icon` is set.
+        image: Path of the image file. At most one of `image`, `svg` and `icon` is set. None of them is set if the image
+            is a file outside the allowed folders.
         svg: Inline SVG.
         icon: Use of an icon from a known set.
     """
@@ -39,14 +41,26 @@ class Label:
     icon: Use | None = None
 
 
-def labels_in_code(root: Path, exclude: Sequence[str] = ()) -> Iterator[Label]:
+def labels_in_code(root: Path, exclude: Sequence[str] = (), folders: Sequence[Path] = ()) -> Iterator[Label]:
     """Yield the labels of a code file, or of all code files below a folder.
+
+    Args:
+        root: Code file, or folder.
+        exclude: Patterns of code files to skip, as in .gitignore.
+        folders: Folders whose images may be opened, in addition to the folder of `root` and its git repository.
 
     Raises:
         UserError: If a file cannot be read.
     """
+    site = root if root.is_dir() else root.parent
+    allowed = [_repository(site.resolve()), *(folder.resolve() for folder in folders)]
     for path in code_files(root, CODE, exclude):
-        yield from _labels_of(read_code(path), path, root if root.is_dir() else root.parent)
+        yield from _labels_of(read_code(path), path, site, allowed)
+
+
+def _repository(folder: Path) -> Path:
+    """Return the root of the git repository that contains a folder, or else the folder itself."""
+    return next((one for one in (folder, *folder.parents) if os.path.lexists(one / ".git")), folder)
 
 
 _ATTRIBUTES = r"(?:[^<>\"'{}]|\"[^\"]*\"|'[^']*'|\{[^{}]*\})*"
@@ -64,28 +78,29 @@ _EMPTY = "area|base|br|col|embed|hr|img|input|link|meta|source|track|wbr"
 _AROUND = re.compile(rf"<(?!(?:{_EMPTY})\b)[\w.]+\b({_ATTRIBUTES})(?<!/)>\s*$")
 
 
-def _labels_of(text: str, path: Path, root: Path) -> Iterator[Label]:
+def _labels_of(text: str, path: Path, root: Path, allowed: Sequence[Path]) -> Iterator[Label]:
     """Yield the labels in the text of a file.
 
     Args:
         text: Text of the file.
         path: Path of the file, to which images are relative.
         root: Root of the site.
+        allowed: Folders, without links, whose images may be opened.
     """
 
     def line_of(offset: int) -> int:
         return text.count("\n", 0, offset) + 1
 
-    for match in _IMAGE.finditer(text):
-        label, source = _label(match[1]), _first_group(_SOURCE.search(match[1]))
-        image = source and _image_file(source, path, root)
-        if label and image:
-            yield Label(text=label, file=str(path), line=line_of(match.start()), image=image)
+    images = [
+        (match.start(), _label(match[1]), _first_group(_SOURCE.search(match[1]))) for match in _IMAGE.finditer(text)
+    ]
     if path.suffix.lower() in (".md", ".mdx"):
-        for match in _MARKDOWN.finditer(text):
-            image = _image_file(match[2], path, root)
-            if image:
-                yield Label(text=_clean(match[1]), file=str(path), line=line_of(match.start()), image=image)
+        images += [(match.start(), _clean(match[1]), match[2]) for match in _MARKDOWN.finditer(text)]
+    for offset, label, source in images:
+        image = _image_file(source, path, root, allowed) if label else None
+        if image:
+            inside = image if _is_inside(image, allowed) else None
+            yield Label(text=label, file=str(path), line=line_of(offset), image=inside)
     for match in _SVG.finditer(text):
         opening, title = match[0].partition(">")[0], _TITLE.search(match[0])
         label = _label(opening) or (_clean(title[1]) if title else "") or _parent_label(text, match.start())
@@ -138,13 +153,23 @@ def _as_document(svg: str) -> str:
     )
 
 
-def _image_file(source: str, path: Path, root: Path) -> Path | None:
-    """Return the local file of an image, or None if the source is remote, has no image suffix, or is not a file below
-    the root.
+def _image_file(source: str, path: Path, root: Path, allowed: Sequence[Path]) -> Path | None:
+    """Return the local file of an image, which may be outside the allowed folders.
+
+    The result is None if the source is remote, has no image suffix, or is not a file. A path that starts with `/` is
+    searched in the folders that may be the root of the site: first in `root`, then in its allowed parents.
     """
     source = html.unescape(source).partition("?")[0].partition("#")[0]
     if re.match(r"[a-zA-Z][\w+.-]*:|//", source) or not has_image_suffix(source):
         return None
-    candidates = [path.parent / source] if not source.startswith("/") else [root / base / source[1:] for base in _ROOTS]
-    inside = root.resolve()
-    return next((one for one in candidates if one.is_file() and one.resolve().is_relative_to(inside)), None)
+    candidates = [path.parent / source]
+    if source.startswith("/"):
+        parents = [one for one in root.resolve().parents if _is_inside(one, allowed)]
+        candidates = [site / base / source[1:] for site in (root, *parents) for base in _ROOTS]
+    return next((one for one in candidates if os.path.isfile(one)), None)  # noqa: PTH113 (Path.is_file can raise)
+
+
+def _is_inside(path: Path, allowed: Sequence[Path]) -> bool:
+    """Return whether a path, after its links are resolved, is inside one of the allowed folders."""
+    resolved = path.resolve()
+    return any(resolved.is_relative_to(folder) for folder in allowed)

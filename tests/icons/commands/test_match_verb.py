@@ -336,6 +336,19 @@ def test_labels_in_code_are_checked_and_empty_ones_skipped(grr_coca, swapped, tm
     assert [(one["label"], one["line"]) for one in found] == [("shopping cart", 1), ("user", 5)]
 
 
+def test_images_that_are_not_in_the_given_folders_are_counted(grr_coca, swapped, tmp_path):
+    code = tmp_path / "src" / "app.jsx"
+    code.parent.mkdir()
+    code.write_text('<img src="../icons/home.svg" alt="shopping cart"/>\n<img src="../icons/home.svg" alt="home"/>')
+    result = grr_coca("lint", code.parent)
+    assert result.code == 0
+    assert f"0 of 0; not checked, with images outside the given folders: 2 ({code}:1, …)\n" in result.err
+    result = grr_coca("lint", swapped, code.parent)
+    assert result.code == 1
+    assert f"{code}:1: “shopping cart” does not match" in result.out
+    assert "image: 2 of 6\n" in result.err
+
+
 @pytest.mark.ci
 def test_known_findings_are_excluded(grr_coca, swapped, tmp_path):
     baseline = tmp_path / "known.json"

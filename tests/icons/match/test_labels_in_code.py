@@ -49,7 +49,10 @@ def labels(site, name: str, code: str) -> list[tuple[int, str, str]]:
         ("x.html", "![a cat](a.png)", []),
         ("x.html", '<img src="a.png" alt=""> <img src="a.png"> <img alt="a cat">', []),
         ("x.html", '<img src="https://example.org/a.png" alt="a"> <img src="//example.org/a.png" alt="a">', []),
-        ("x.html", '<img src="../beside.png" alt="a cat"> <img src="gone.png" alt="a"> <img src="x.md" alt="a">', []),
+        ("x.html", '<img src="gone.png" alt="a"> <img src="../gone.png" alt="a"> <img src="x.md" alt="a">', []),
+        ("x.html", '<img src="../beside.png" alt="a cat"> <img src="/../beside.png" title="b">', [(1, "a cat", ""),
+                                                                                               (1, "b", "")]),
+        ("x.html", f'<img src="{"a" * 300}.png" alt="a"> <img src="/{"a" * 300}.png" alt="a">', []),
         ("x.jsx", '<img src={source} alt="a cat" /> <img src="a.png" alt={`a ${thing}`} />', []),
     ],
 )  # fmt: skip
@@ -79,6 +82,24 @@ def test_inline_svg_of_jsx_becomes_svg(site):
     code = '<svg xmlns="x" className="i" strokeWidth="2" fillRule="evenodd"><title>a</title></svg>'
     ((_, _, svg),) = labels(site, "x.jsx", code)
     assert svg.startswith('<svg xmlns="x" class="i" stroke-width="2" fill-rule="evenodd">')
+
+
+def test_images_of_given_folders_and_of_the_repository_are_found(site):
+    """`lint icons src` opens the icons that `src` refers to. `lint src` opens files of its repository."""
+    part, beside = site / "docs", site.parent / "beside.png"
+    (part / "x.jsx").write_text(
+        '<img src="../../beside.png" alt="a">\n<img src="../a.png" alt="b">\n<img src="/logo.svg" alt="c">'
+    )
+
+    def found(root, *folders):
+        return [label.image and label.image.resolve() for label in labels_in_code(root, (), folders)]
+
+    assert found(part) == [None, None]
+    assert found(part, site) == [None, site / "a.png", site / "public/logo.svg"]
+    assert found(part, site.parent)[:2] == [beside, site / "a.png"]
+    (site / ".git").mkdir()
+    assert found(part) == [None, site / "a.png", site / "public/logo.svg"]
+    assert found(part / "x.jsx") == found(part), "pre-commit passes files"
 
 
 LUCIDE = "import { Trash2, HomeIcon } from 'lucide-react'\n"
@@ -140,11 +161,12 @@ def lucide(tmp_path, monkeypatch):
 def pictures(model, *sources: object) -> tuple[list[tuple[tuple[str, ...], int]], list[str]]:
     """Texts and line of each picture with a label, and what could not be read."""
     failures: list[str] = []
+    outside: list[str] = []
     found = []
-    for one in labelled_pictures(list(map(str, sources)), [], model, failures):
+    for one in labelled_pictures(list(map(str, sources)), [], model, failures, outside):
         assert one.image.size == (model.preprocess.image_size,) * 2
         found.append((one.texts, one.line))
-    return found, failures
+    return found, failures + [f"outside: {place}" for place in outside]
 
 
 def test_icons_in_code_are_found_in_their_set_under_any_name(model, lucide, tmp_path):
@@ -176,6 +198,17 @@ def test_label_sources_of_tables_sets_and_photographs(model, lucide, tmp_path):
     icons = {name: {"body": SQUARE} for name in ("house-outline", "percentage-40")}
     (tmp_path / "own.json").write_text(json.dumps({"prefix": "own", "icons": icons, "width": 12, "height": 12}))
     assert pictures(model, tmp_path / "own.json") == ([(("house",), 0)], [])
+
+
+def test_images_outside_are_reported_and_not_opened(model, tmp_path):
+    """Also if a link inside leads outside."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (tmp_path / "secret.png").write_bytes(b"an error would show that this was read")
+    (site / "link.png").symlink_to(tmp_path / "secret.png")
+    page = site / "x.md"
+    page.write_text("![a cat](../secret.png)\n![a dog](link.png)\n![](../secret.png)\n")
+    assert pictures(model, site) == ([], [f"outside: {page}:1", f"outside: {page}:2"])
 
 
 def test_empty_folders_and_missing_files_are_handled(model, tmp_path):

@@ -44,8 +44,8 @@ def run(
     Args:
         sources: folders of icons or of code; icon sets, sprites and fonts, as in match; tables of images and captions;
             files of code.
-        false_alarms: accepted fraction of correct names that are reported, on icon sets like the eight on which it was
-            measured: from 0.0005 to 0.002 with the model icons. Higher values find more contradictions.
+        false_alarms: accepted fraction of correct names that are reported, measured on icon sets; from 0.0005 to 0.002
+            with -c icons. Higher values find more contradictions.
         baseline: file of known findings to exclude.
         update_baseline: write all findings to --baseline instead of reporting them.
         out: also write the findings as SARIF, for code hosts.

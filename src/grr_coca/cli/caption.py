@@ -105,11 +105,13 @@ def run(
         if not remaining:
             return int(not num_captioned)
         best: list[str] = []
+        names: list[str] = []
         unfamiliar: list[bool | None] = []
 
         def write(files: "list[ImageFile]", described: "list[Description]") -> None:
             nonlocal num_captioned
             for file, description in zip(files, described, strict=True):
+                names.append(file.name)
                 unfamiliar.append(description.unfamiliar)
                 if sidecar is not None and description.unfamiliar:
                     continue
@@ -135,7 +137,7 @@ def run(
 
     warn_if_repeated(best)
     if sidecar is None:
-        warn_if_unfamiliar(unfamiliar)
+        warn_if_unfamiliar(unfamiliar, names)
     else:
         report_unfamiliar(unfamiliar)
     return int(not num_captioned)

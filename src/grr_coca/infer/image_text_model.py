@@ -7,13 +7,14 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import compress, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 from PIL import Image
 
-from grr_coca.common.errors import UserError, suggest_name
+from grr_coca.common.errors import UserError, escape_control_chars, suggest_name
 from grr_coca.common.files import read_file_bytes
 from grr_coca.common.shapes import Float, UInt8
 from grr_coca.common.threads import Batches, OnProgress, in_worker, thread_pool
@@ -642,16 +643,31 @@ class ImageTextModel:
         return require_no_nan(np.stack(rows) if rows else np.empty((0, self.engine.embed_dim), np.float32))
 
 
-def warn_if_unfamiliar(unfamiliar: Sequence[bool | None]) -> None:
-    """Log a warning if more than half of the images are unlike the training images. None means unknown."""
-    count = sum(map(bool, unfamiliar))
-    if 2 * count > len(unfamiliar):
-        of_images = f"{count:,} of {len(unfamiliar):,} images are" if len(unfamiliar) > 1 else "the image is"
-        log.warning(
-            "%s unlike the images that this model was trained on; for photographs, add -c %s",
-            of_images,
-            FOR_PHOTOGRAPHS,
-        )
+_MAX_NAMED = 3
+"""Maximum number of unfamiliar images that a warning names."""
+
+
+def warn_if_unfamiliar(unfamiliar: Sequence[bool | None], names: Sequence[str] = ()) -> None:
+    """Log a warning if more than half of the images are unlike the training images. None means unknown.
+
+    If the names of the images are given, the warning is logged if any image is unlike the training images, and names
+    the first three of these unless all are.
+    """
+    total, count = len(unfamiliar), sum(map(bool, unfamiliar))
+    if not count or (not names and 2 * count <= total):
+        return
+    if total == 1:
+        of_images = "the image is"
+    else:
+        named = [escape_control_chars(name) for name in islice(compress(names, unfamiliar), _MAX_NAMED)]
+        more = ", …" if count > len(named) else ""
+        which = f" ({', '.join(named)}{more})" if named and count < total else ""
+        of_images = f"{count:,} of {total:,} images{which} {'is' if count == 1 else 'are'}"
+    log.warning(
+        "%s unlike the images that this model was trained on; for photographs, add -c %s",
+        of_images,
+        FOR_PHOTOGRAPHS,
+    )
 
 
 def as_list(images: ImagesInput) -> tuple[list[ImageInput], bool]:

@@ -156,8 +156,9 @@ def test_json_has_it_and_a_note_names_the_photograph_model(tmp_path, capsys):
     assert [row["unfamiliar"] for row in rows] == [True, True, True, False]
     assert [row["confidence"] is None for row in rows] == [True, True, True, False]
     (line,) = messages
+    named = ", ".join(str(tmp_path / f"{number}.png") for number in range(3))
     assert line.startswith(
-        "3 of 4 images are unlike the images that this model was trained on; for photographs, add -c coca"
+        f"3 of 4 images ({named}) are unlike the images that this model was trained on; for photographs, add -c coca"
     )
 
 
@@ -184,6 +185,39 @@ def test_warns_only_if_most_images_are_unfamiliar(flags, start):
     with warnings_of("grr_coca.infer.image_text_model") as messages:
         warn_if_unfamiliar(flags)
     assert [message[: len(start or "")] for message in messages] == ([] if start is None else [start])
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("000", None),
+        ("0?", None),
+        ("1", "the image is unlike the images that this model was trained on; "),
+        ("11", "2 of 2 images are unlike the images that this model was trained on; "),
+        ("001", "1 of 3 images (2.png) is unlike the images that this model was trained on; "),
+        ("0111?", "3 of 5 images (1.png, 2.png, 3.png) are unlike the images that this model was trained on; "),
+        ("11110", "4 of 5 images (0.png, 1.png, 2.png, …) are unlike the images that this model was trained on; "),
+    ],
+)
+def test_warning_names_the_unfamiliar_images(flags, text):
+    with warnings_of("grr_coca.infer.image_text_model") as messages:
+        warn_if_unfamiliar(
+            [None if flag == "?" else flag == "1" for flag in flags], [f"{i}.png" for i in range(len(flags))]
+        )
+    assert messages == ([] if text is None else [f"{text}for photographs, add -c coca-l14-captions"])
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "captions.csv"]])
+def test_caption_warns_of_a_few_unfamiliar_images(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    for path in DRAWINGS[:2]:
+        shutil.copy(path, tmp_path)
+    noise().save("noise.png")
+    with warnings_of("grr_coca.infer.image_text_model") as messages:
+        assert main(["caption", ".", *out]) == 0
+    assert [message.partition(";")[0] for message in messages] == [
+        "1 of 3 images (noise.png) is unlike the images that this model was trained on"
+    ]
 
 
 # --- Kept

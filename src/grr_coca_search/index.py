@@ -394,16 +394,6 @@ class IndexModel:
             self._sampled = sampled = (captions, self.embed_captions(captions))
         return sampled[1]
 
-    def describe_images(self, images: Sequence[Image.Image | Path | str]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption of each image, and the vector with which to search for similar images.
-
-        Raises:
-            UserError: If an image cannot be read.
-        """
-        described = self.loaded.describe_many(list(images))
-        queries = self.image_queries(np.stack([one.embedding for one in described]))
-        return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
-
     def embed_images(self, images: Sequence[Image.Image | Path | str]) -> np.ndarray:
         """Return the vectors with which to search for images that are similar to the given images, M E.
 

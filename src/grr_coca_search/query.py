@@ -85,6 +85,11 @@ class Query:
         return " ".join([*map(split_identifier, self.texts), *spelled])
 
     @property
+    def has_images(self) -> bool:
+        """Whether images are searched for or excluded."""
+        return bool(self.images or self.like or self.unlike)
+
+    @property
     def query_terms(self) -> frozenset[str]:
         """Words to search for in the name, title, keywords and caption of a hit. Empty if the query has images."""
         return frozenset() if self.images or self.like else query_terms(" ".join(map(split_identifier, self.texts)))
@@ -170,8 +175,10 @@ class SearchResult(Sequence[Hit]):
         hits: The hits, at most as many as were requested.
         vector: Embedding of the query.
         searched: Number of images in the index.
-        can_tell: Whether relevances are valid, which requires `is_fitted` and images that differ enough.
+        can_tell: Whether relevances are valid, which requires `is_fitted`, a query without images, and a library whose
+            images differ enough.
         is_fitted: Whether the relevance curve was fitted to this model or similar models.
+        has_images: Whether the query has images. The curves were fitted only to queries of texts.
         nothing_below: Threshold of the verdict `nothing`; see `RelevanceCurve`.
         unknown: Texts of the query in which an adapted model does not know any word.
     """
@@ -181,6 +188,7 @@ class SearchResult(Sequence[Hit]):
     searched: int
     can_tell: bool = True
     is_fitted: bool = True
+    has_images: bool = False
     nothing_below: float = 0.0
     unknown: tuple[str, ...] = ()
 
@@ -191,6 +199,8 @@ class SearchResult(Sequence[Hit]):
             return ""
         if not self.is_fitted:
             return "relevance was not measured for models like this one"
+        if self.has_images:
+            return "relevance was not measured for queries with images"
         return "too few different images to estimate relevance"
 
     def at_least(self, min_relevance: float) -> "SearchResult":
@@ -283,9 +293,6 @@ class QueryModel(Protocol):
     def embed_sample(self, captions: tuple[str, ...]) -> np.ndarray:
         """Return the embeddings of the captions of a sample, an array M E."""
 
-    def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption of each image, and the vector with which to search for similar images."""
-
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
         """Return the vectors with which to search for images that are similar to the given images, M E."""
 
@@ -305,7 +312,8 @@ class Ranking:
         scores: Cosine similarities between the ranked images and the query.
         best: Embedding of the first image, or of the query if no image was ranked.
         vector: Embedding of the query.
-        asked: Embeddings of the texts of the query or, if it has no texts, of the captions of its images.
+        asked: Embeddings of the texts of the query.
+        has_images: Whether the query has images, so that relevances are not valid.
         words: Words of the query; see `Query.query_terms`.
         sample, others: Embeddings of sampled images of the library, and of sampled captions.
         searched: Number of images in the index.
@@ -317,6 +325,7 @@ class Ranking:
     best: np.ndarray
     vector: np.ndarray
     asked: np.ndarray
+    has_images: bool
     words: frozenset[str]
     sample: np.ndarray
     others: np.ndarray
@@ -346,11 +355,11 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
     related = [model.related_words(text) for text in texts]
     embedded = _embed_meanings(texts, related, model) if texts else np.empty((0, 0))
     also = tuple(word for words in related[: len(query.texts)] for word in words[:WORDS_ALSO])
-    captions, included = _images_of_query(query, model)
+    included = list(model.embed_images(query.images)) if query.images else []
     with store.snapshot():
         sample = store.sample()
-        like, unlike = (_images_of_index(draws, store, model) for draws in (query.like, query.unlike))
-        vector = _query_vector(query, embedded, included + like.vectors, unlike.vectors, sample.vectors)
+        like, unlike = (_vectors_of_index(draws, store, model) for draws in (query.like, query.unlike))
+        vector = _query_vector(query, embedded, included + like, unlike, sample.vectors)
         search = _Search(
             query=query, also=also, store=store, where=tree, options=options, vector=vector, sample=sample.vectors
         )
@@ -361,7 +370,8 @@ def rank_images(query: Query, store: Store, model: QueryModel, options: SearchOp
         scores=vectors @ vector,
         best=vectors[0] if len(vectors) else vector,
         vector=vector,
-        asked=embedded[: len(query.texts)] if query.texts else model.embed_captions(captions + like.captions),
+        asked=embedded[: len(query.texts)],
+        has_images=query.has_images,
         words=query.query_terms,
         sample=sample.vectors,
         others=model.embed_sample(sample.captions),
@@ -379,24 +389,25 @@ def hits_of(
     position `last`.
     """
     groups, scores = ranking.groups[first:last], ranking.scores[first:last]
-    curve = model.curve
-    is_fitted = curve is not None
+    is_fitted = model.curve is not None
+    curve = None if ranking.has_images else model.curve
     if not groups:
         return SearchResult(
             hits=(),
             vector=ranking.vector,
             searched=ranking.searched,
-            can_tell=is_fitted,
+            can_tell=curve is not None,
             is_fitted=is_fitted,
+            has_images=ranking.has_images,
             unknown=ranking.unknown,
         )
-    captions = model.embed_captions([best.caption for best, *_ in groups])
-    library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
-    found = hit_features(ranking.vector, scores, ranking.sample, **library)
-    relevances = np.zeros(len(found)) if curve is None else curve.relevances(found)
+    relevances = np.zeros(len(groups))
     is_in_user_texts = np.array([has_words(ranking.words, best.user_texts) for best, *_ in groups])
     is_in_caption = np.array([has_words(ranking.words, [best.caption]) for best, *_ in groups])
     if curve is not None:
+        captions = model.embed_captions([best.caption for best, *_ in groups])
+        library = {"asked": ranking.asked, "captions": captions, "others": ranking.others}
+        relevances = curve.relevances(hit_features(ranking.vector, scores, ranking.sample, **library))
         relevances[is_in_caption] = np.maximum(relevances[is_in_caption], curve.captioned)
         relevances[is_in_user_texts] = np.maximum(relevances[is_in_user_texts], MIN_WORD_MATCH_RELEVANCE)
     there = files_exist([best for best, *_ in groups])
@@ -419,30 +430,16 @@ def hits_of(
         hits=hits,
         vector=ranking.vector,
         searched=ranking.searched,
-        can_tell=is_fitted and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
+        can_tell=curve is not None and can_tell(ranking.best, ranking.sample, ranking.asked, ranking.others),
         is_fitted=is_fitted,
+        has_images=ranking.has_images,
         nothing_below=0.0 if curve is None else curve.nothing_below,
         unknown=ranking.unknown,
     )
 
 
-class _QueryImages(NamedTuple):
-    captions: list[str]
-    vectors: list[np.ndarray]
-
-
-def _images_of_query(query: Query, model: QueryModel) -> _QueryImages:
-    """Embed the images of a query. If the query has no texts, also return the captions of these images."""
-    if not query.images:
-        return _QueryImages([], [])
-    if query.texts:
-        return _QueryImages([], list(model.embed_images(query.images)))
-    described = model.describe_images(query.images)
-    return _QueryImages([caption for caption, _ in described], [vector for _, vector in described])
-
-
-def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _QueryImages:
-    """Return the captions and query vectors of images of the index, which are identified by their `Entry.name_hash`.
+def _vectors_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> list[np.ndarray]:
+    """Return the query vectors of images of the index, which are identified by their `Entry.name_hash`.
 
     Raises:
         UserError: If an image is not in the index.
@@ -451,8 +448,7 @@ def _images_of_index(draws: Sequence[int], store: Store, model: QueryModel) -> _
     if not ids.keys() >= set(draws):
         raise UserError("an image of the query is no longer in the index; choose another image")
     places = [ids[draw] for draw in draws]
-    vectors = model.image_queries(store.vectors(places)) if places else ()
-    return _QueryImages([entry.caption for entry in store.entries(places)], list(vectors))
+    return list(model.image_queries(store.vectors(places))) if places else []
 
 
 @dataclass(frozen=True, kw_only=True)

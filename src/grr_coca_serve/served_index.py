@@ -459,15 +459,6 @@ class _QueryModel:
         """Return the embeddings of the captions of a sample, M E."""
         return self.embed_captions(captions)
 
-    def describe_images(self, images: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
-        """Return the caption of each image, and the vector with which to search for similar images.
-
-        The images are given as pixels.
-        """
-        described = self._results([self._model.caption(image, self._expires) for image in images])
-        queries = self.image_queries(np.stack([one.embedding for one in described]))
-        return [(one.captions[0].text, query) for one, query in zip(described, queries, strict=True)]
-
     def embed_images(self, images: Sequence[Any]) -> np.ndarray:
         """Return the vectors with which to search for images that are similar to the given images, M E.
 

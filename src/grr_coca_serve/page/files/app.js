@@ -362,6 +362,7 @@ async function showHits(signal, keepsPlace) {
   if (found.isByWords) setStatus(found.hits.length ? "Text matches. Image search starts when the model is loaded." : "No text matches. Image search starts when the model is loaded.");
   else if (!found.hits.length) setStatus(`No ${noun()} matches the filters.`);
   else if (found.unknown?.length) setStatus(`No caption that the model was adapted to has a word of “${found.unknown[0]}”. Closest results:`);
+  else if (asked.image || asked.like.length || asked.unlike.length) setStatus(`Closest results from ${count(found.searched, noun())}`);
   else if (!found.can_tell) setStatus("Relevance is unavailable for this library.");
   else if (found.verdict === "nothing") setStatus("No good match. Closest results:");
   else if (found.verdict === "unsure") setStatus("Not sure. Closest results:");

@@ -240,6 +240,9 @@ async function captionOf(blob, onToken = () => {}) {
 
 const queries = new Map(); // the last rankings, for further pages of the same query
 
+/** Queries with images have no relevances, which were fitted to texts. */
+const hasImages = ({ image, like, unlike }) => Boolean(image || like.length || unlike.length);
+
 async function ranked(query) {
   const { texts, without, like, unlike, image, filters } = query;
   const key = image ? null : JSON.stringify([texts, without, like, unlike, filters, library.numEmbedded]);
@@ -261,13 +264,11 @@ async function ranked(query) {
     const vector = library.combined(parts);
     if (!vector) throw new Error("The query excludes everything it searches for.");
     const scores = library.scores(vector);
-    const isWordsAlone = !(like.length || unlike.length || image || without.length);
-    const groups = library.rank(vector, scores, isWordsAlone ? texts : null, filters, also);
+    const isOfTexts = !hasImages(query);
+    const groups = library.rank(vector, scores, isOfTexts && !without.length ? texts : null, filters, also);
     const words = like.length || image ? new Set() : askedWords(texts.map(inWords).join(" "));
-    if (!library.about.curve) return { scores, groups, words, background: null };
-    const captions = texts.length ? [] : like.map((id) => library.entry(Number(id)).caption);
-    if (!texts.length && image) captions.push(await captionOf(image));
-    const asked = texts.length ? vectors.slice(0, texts.length) : await embedTexts(captions.filter((caption) => caption.trim()));
+    if (!library.about.curve || !isOfTexts) return { scores, groups, words, background: null };
+    const asked = vectors.slice(0, texts.length);
     const others = await embedTexts(library.about.captions.filter((caption) => caption.trim()));
     const background = library.background(vector, asked, others, groups[0]?.[0]);
     return { scores, groups, words, background };
@@ -361,7 +362,7 @@ const calls = {
       num_likely: isKnown ? numLikely(likely, library.ranking) : hits.length,
       facets: offset ? [] : library.counts(found.groups),
       counted: found.groups.length,
-      can_tell: isKnown || !found.background,
+      can_tell: isKnown || !(found.background || hasImages(query)),
     };
   },
 

@@ -74,6 +74,19 @@ def test_hits_of_less_relevance_are_excluded(drawings):
             drawings.search("snowman", min_relevance=out_of_range)
 
 
+def test_queries_with_images_have_no_relevance(drawings):
+    """The curves were fitted to texts. For an image, nearly all hits would have 100 %."""
+    image = DRAWINGS / "guitar.webp"
+    for texts in ((), ("guitar",)):
+        found = drawings.search(texts, image=image)
+        assert (found.can_tell, found.is_fitted, found.verdict) == (False, True, "likely")
+        assert found.format_relevance(found[0]) == "?"
+        assert Path(found[0].path).name == image.name
+        assert found.opening == "relevance was not measured for queries with images; the closest"
+        assert len(drawings.search(texts, image=image, min_relevance=1e-9)) == 0
+    assert not drawings.search(image=image, where="width > 9999").can_tell
+
+
 def test_command_reports_why_no_hit_remains(drawings, capsys):
     place = drawings.store.location
     assert main(["search", place, "snowman", "--min-relevance", "0.5"]) == 0

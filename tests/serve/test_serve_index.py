@@ -198,6 +198,8 @@ def test_images_are_searched_by_and_without_other_images(served):
         served.ask("POST", f"/similar?id={pictures['snowman']}&limit=1"),
     ):
         assert names(answer)[0] == "snowman"
+        assert answer.json()["can_tell"] is False, "relevance was fitted to texts"
+        assert answer.json()["hits"][0]["relevance"] is None
     with_it, without_it = (
         served.post("/search", {"texts": ["fruit"], **changes}).json()["hits"]
         for changes in ({}, {"unlike": [pictures["red-apple"]]})

@@ -297,6 +297,11 @@ def test_hits_and_relevances_equal_those_of_python(host, drawings_index, tab):
                 assert len(hit["copies"]) == len(by_name[path].copies)
             first = {hit["name"] for hit in found["hits"][:10]}
             assert sum(any(name.endswith(one) for one in first) for name in names[:10]) >= 9
+    for kind in ("like", "unlike"):
+        query = {**QUERY, "texts": ["cat face"], kind: [found["hits"][0]["id"]]}
+        by_image = page.evaluate("(query) => backend.search(query)", query)
+        assert by_image["can_tell"] is False
+        assert {hit["relevance"] for hit in by_image["hits"]} == {None}
 
 
 def test_filters_select_the_same_as_in_python(host, drawings_index, tab):

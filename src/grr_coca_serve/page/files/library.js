@@ -278,7 +278,7 @@ export class Library {
    */
   background(vector, asked, others, bestRow) {
     const { middle, spread } = this.#usual(vector);
-    const usual = others.length && asked.length ? median(others.flatMap((other) => asked.map((text) => dot(other, text)))) : 0;
+    const usual = others.length ? median(others.flatMap((other) => asked.map((text) => dot(other, text)))) : 0;
     const canTell = bestRow !== undefined && this.#canTell(this.vector(bestRow), usual);
     const { per_log_images, offset, ...weights } = this.about.curve;
     const base = per_log_images * Math.log(this.sample().length) + offset;
@@ -308,8 +308,7 @@ export class Library {
 /** The probability that a hit is what the query asked for. `caption`: the embedding of its caption, or null. */
 export function relevance(background, score, caption) {
   const { middle, spread, usual, asked, base, per_deviation, per_agreement, per_cosine } = background;
-  // A picture to look for may have no caption, so nothing is asked for in words.
-  const closest = caption && asked.length ? Math.max(...asked.map((text) => dot(caption, text))) : 0;
+  const closest = caption ? Math.max(...asked.map((text) => dot(caption, text))) : 0;
   const agreement = (closest - usual) / (1 - usual);
   const logit = per_deviation * ((score - middle) / spread) + per_agreement * agreement + per_cosine * score + base;
   return 1 / (1 + Math.exp(-logit));

@@ -51,9 +51,10 @@ demo: $(VENV)/.demo
 # get another index. If another server has the port: `make page PORT=8001`. One path may have spaces.
 IMAGES := docs/drawings datasets/pictograms/test_style-00000.tar
 PORT := 8000
+page: export IMAGES := $(IMAGES)
 page: $(VENV)/.page
-	set -e; if [ -e '$(IMAGES)' ]; then set -- '$(IMAGES)'; else set -- $(IMAGES); fi; \
-	index="runs/page-$$(printf %s '$(IMAGES)' | cksum | cut -d ' ' -f 1)/$$(basename "$$1").index"; \
+	@set -e; if [ -e "$$IMAGES" ]; then set -- "$$IMAGES"; else set -- $(IMAGES); fi; \
+	index="runs/page-$$(printf %s "$$IMAGES" | cksum | cut -d ' ' -f 1)/$$(basename "$$1").index"; set -x; \
 	$(BIN)/grr-coca index "$$@" --out "$$index"; \
 	$(BIN)/grr-coca serve "$$index" --port $(PORT) --open
 

@@ -2,8 +2,6 @@
 
 import os
 import runpy
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -39,23 +37,3 @@ def test_missing_inputs_report_one_line(monkeypatch, tmp_path, capsys, command, 
     assert end.value.code == 2
     assert output.splitlines()[-1].startswith("error: ")
     assert message in output
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_page_takes_a_port_and_a_path_with_spaces(tmp_path):
-    """A title that says what is searched comes from the name of the index."""
-    pictures = tmp_path / "own dir"
-    pictures.mkdir()
-    program = tmp_path / "grr-coca"
-    program.write_text('#!/bin/sh\nprintf "%s|" "$@"\necho\n')
-    program.chmod(0o755)
-    made = tmp_path / "venv"
-    made.mkdir()
-    values = [f"IMAGES={pictures}", "PORT=8123", f"BIN={tmp_path}", f"VENV={made}"]
-    page = ["make", "--silent", f"--old-file={made}/.page", "page", *values]
-    (made / ".page").touch()
-    index, serve = subprocess.run(page, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-    made_index = index.split("|")[3]
-    assert index == f"index|{pictures}|--out|{made_index}|"
-    assert Path(made_index).name == "own dir.index"
-    assert serve == f"serve|{made_index}|--port|8123|--open|"

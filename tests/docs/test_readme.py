@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,13 +39,31 @@ def test_each_measured_number_equals_its_source():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
-@pytest.mark.parametrize(("given", "indexed"), [([], "docs/drawings"), (["IMAGES=a b/my-icons"], "a b/my-icons")])
-def test_page_is_of_the_images_that_are_given(given, indexed):
-    command = ["make", "--dry-run", "--no-print-directory", "page", *given]
-    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    index, serve = (line for line in lines if "/grr-coca " in line)
-    assert f"grr-coca index {indexed}" in index
-    assert shlex.split(index)[-1] == shlex.split(serve)[2]
+@pytest.mark.parametrize(
+    ("given", "indexed", "name"),
+    [
+        (None, ["docs/drawings", "datasets/pictograms/test_style-00000.tar"], "drawings.index"),
+        ("a b/my-icons", ["a", "b/my-icons"], "a.index"),
+        ("'an own dir/' b", ["an own dir/", "b"], "an own dir.index"),
+        ("{tmp}/own dir", ["{tmp}/own dir"], "own dir.index"),
+    ],
+)
+def test_page_is_of_the_images_that_are_given(given, indexed, name, tmp_path):
+    """Its title is the name of the index."""
+    (tmp_path / "own dir").mkdir()
+    (tmp_path / ".page").touch()
+    program = tmp_path / "grr-coca"
+    program.write_text("#!/bin/sh\nprintf '%s|' \"$@\"\necho\n")
+    program.chmod(0o755)
+    values = [f"BIN={tmp_path}", f"VENV={tmp_path}", "PORT=8123"]
+    values += [] if given is None else ["IMAGES=" + given.replace("{tmp}", str(tmp_path))]
+    command = ["make", "--no-print-directory", f"--old-file={tmp_path}/.page", "page", *values]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    index, serve = (line.split("|")[:-1] for line in done.stdout.splitlines())
+    *images, _, location = index[1:]
+    assert images == [path.replace("{tmp}", str(tmp_path)) for path in indexed]
+    assert serve == ["serve", location, "--port", "8123", "--open"]
+    assert Path(location).name == name
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

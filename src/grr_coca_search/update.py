@@ -191,7 +191,7 @@ def require_arguments(arguments: Sequence[str]) -> None:
     for argument in arguments:
         require_no_url(argument)
         if not argument_exists(argument):
-            raise UserError(f"{argument}: no such file or folder, and no file matches it as a pattern")
+            raise UserError(f"{argument}: no such file or folder; check the path")
         next(iter(iterate_images(argument)), None)
 
 

@@ -64,7 +64,8 @@ def load_demo(path: Path) -> DemoPlan:
         raise UserError(f"{path}: endpoints: split must be 'test', got '{plan.endpoints.split}'")
     if any(steps < 1 for steps in plan.schedules) or list(plan.schedules) != sorted(set(plan.schedules)):
         raise UserError(
-            f"{path}: schedules must be numbers of steps of at least 1, in ascending order, got {list(plan.schedules)}"
+            f"{path}: the keys of schedules must be numbers of steps, at least 1 and in ascending order, got "
+            f"{list(plan.schedules)}"
         )
     if plan.num_hits < 1:
         raise UserError(f"{path}: num_hits must be at least 1, got {plan.num_hits}")

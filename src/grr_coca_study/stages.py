@@ -275,6 +275,8 @@ def recipe_digest(recipe: Recipe, start: str | None) -> str:
         content["pixels"] = [recipe.model.pixel_mean, recipe.model.pixel_std]
         if recipe.model.image_positions != "random":
             content["image_positions"] = recipe.model.image_positions
+        if recipe.model.framing is not None:
+            content["framing"] = _non_default_values(recipe.model.framing)
     return _digest({"recipe": content, "start": start})
 
 

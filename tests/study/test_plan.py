@@ -266,6 +266,7 @@ def test_digest_covers_only_settings_that_affect_the_run(recipe):
         ("optimizer.learning_rates", {"image_encoder": 0.0}, True),
         ("model.image_positions", "random", False),
         ("model.image_positions", "sine_cosine", True),
+        ("model.framing", {}, True),
         ("schedule.steps", 7, True),
         ("model.preset", "grr_coca", True),
         ("model.pixel_mean", 1.0, True),

@@ -66,10 +66,11 @@ def require_nonempty_path(path: str) -> None:
 
 
 def require_no_url(path: str | Path) -> None:
-    """Check that a path is not a URL, where only local files are read. `Path` merges the two slashes of a URL.
+    """Reject a URL in a place where only local files are accepted. `Path` merges the two slashes of a URL.
 
     Raises:
-        UserError: If the path is a URL and no file or folder has this name. The message contains both slashes.
+        UserError: If the path is a URL and no file or folder has this name. The message contains both slashes even if
+            `path` has lost one.
     """
     scheme, colon, rest = str(path).partition(":")
     url = f"{scheme}://{rest.lstrip('/')}"

@@ -233,7 +233,7 @@ def files_to_push(folder: Path) -> dict[str, bytes | Path]:
         The path of each file, or its content if the file differs from that in the checkpoint.
 
     Raises:
-        UserError: If no checkpoint exists, or its files differ from its manifest.
+        UserError: If no checkpoint exists, if it is an int8 model, or if its files differ from its manifest.
     """
     checkpoint = find_checkpoint(folder)
     if (checkpoint / MANIFEST).exists():

@@ -1,9 +1,9 @@
 """Match the images of one library with those of another.
 
-The candidates for an image are the nearest images and names, by cosine. Their features are weighted by the parameters
-of the model (`match_numbers.py`). Drawings of one concept in several styles (`trash`, `trash-filled`) count as one
-candidate. It is represented by the best drawing whose name indicates the same fill as the source's name or, if there is
-none, by the best of all these drawings.
+The candidates for an image are the target images that share a name with it, and those whose image or name is nearest to
+its image or name, by cosine. Their features are weighted by the parameters of the model (`match_numbers.py`). Drawings
+of one concept in several styles (`trash`, `trash-filled`) count as one candidate. It is represented by the best drawing
+whose name indicates the same fill as the source's name or, if there is none, by the best of all these drawings.
 
 Shapes: N images of the source, M of the target, E embedding width, P pairs.
 """

@@ -377,9 +377,9 @@ def _require_limit(limit: int) -> int:
 
 
 def _one_line(text: str) -> str:
-    """Convert a text from a file to one line of at most 500 characters, without those that change the text
-    direction."""
-    return re.sub(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069]", "", escape_control_chars(text))[:500]
+    """Convert text from a file to one line of at most 500 characters. Line ends, control characters and marks that
+    change the text direction are escaped."""
+    return escape_control_chars(text)[:500]
 
 
 def _json(content: object) -> str:

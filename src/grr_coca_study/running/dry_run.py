@@ -39,9 +39,9 @@ def dry_run_report(
 ) -> str:
     """Return the table of a dry run, with lines on time, detectable effects and disk space.
 
-    The baseline's speed is measured for some seconds, with one thread, and scaled by FLOPs for all other arms. Pairs
-    are read in this process, because each worker process of a data loader would need as much memory as this process.
-    PyTorch then keeps using one thread.
+    The baseline's speed is measured for a few seconds in each of the first `NUM_MEASURED` stages, with one thread, and
+    scaled by FLOPs for all other arms. Pairs are read in this process, because each worker process of a data loader
+    would need as much memory as this process. PyTorch then keeps using one thread.
 
     Args:
         plan: Plan of the study.

@@ -1,4 +1,4 @@
-"""Measure the speed of a model on this machine, by training and evaluating it for some seconds."""
+"""Measure the speed of a model on this machine, by training and evaluating it for a few seconds."""
 
 import statistics
 import time

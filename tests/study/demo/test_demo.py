@@ -164,7 +164,7 @@ def refused(write_plan, tmp_path, monkeypatch, capsys):
         ({"query": ["cat"]}, "did you mean 'queries'?"),
         ({"queries": []}, "queries"),
         ({"num_hits": -1}, "num_hits must be at least 1, got -1"),
-        ({"schedules": {0: None}}, "schedules must be numbers of steps of at least 1, in ascending order"),
+        ({"schedules": {0: None}}, "the keys of schedules must be numbers of steps, at least 1 and in ascending order"),
     ],
     ids=str,
 )

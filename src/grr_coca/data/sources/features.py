@@ -114,6 +114,6 @@ def open_features(folder: str, info: EncoderInfo | None = None, keep: Keep | Non
     if keep not in (None, cache.header.keep):
         raise UserError(
             f"{folder}: contains features of the kind '{cache.header.keep}', but the model takes '{keep}'; compute "
-            f"the features again with --keep {keep}"
+            f"them again in a new folder with `grr-coca data features --keep {keep}`"
         )
     return cache

@@ -186,7 +186,7 @@ class _JsonParser:
         self._image, self._caption = image, caption
 
     def __call__(self, text: str) -> ListedRow:
-        """Return the path, which is empty if it is missing or not a text, and the captions of the object.
+        """Return the path and the captions of the object. The path is empty if it is missing or not a string.
 
         Raises:
             ValueError: If the text is not a JSON object.

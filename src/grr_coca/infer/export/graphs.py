@@ -119,7 +119,8 @@ Shape = tuple[str | int, ...]
 
 
 class _GraphSpec(NamedTuple):
-    """Specification for tracing a graph: its inputs and outputs by name, and the arguments of its module."""
+    """Specification for tracing a graph: its module, the shapes of its inputs and outputs by name, and a function that
+    converts the list of inputs to the module's arguments."""
 
     module: nn.Module
     inputs: dict[str, Shape]

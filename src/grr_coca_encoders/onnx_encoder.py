@@ -8,6 +8,7 @@ have features in an inner tensor, which can be named.
 Shapes: B images, S image size in pixels, T tokens including class token and registers, N tokens, D width.
 """
 
+import glob
 import hashlib
 import math
 import shutil
@@ -315,6 +316,6 @@ def _hash_graph(path: Path, tensor: str) -> str:
     """Return a SHA-256 of a graph, of the name of an inner tensor, and of files with weights next to the graph."""
     digest = hashlib.sha256(file_sha256(path).encode())
     digest.update(tensor.encode())
-    for other in sorted(path.parent.glob(f"{path.stem}*data")):  # NAME.onnx.data, NAME.onnx_data
+    for other in sorted(path.parent.glob(f"{glob.escape(path.stem)}*data")):  # NAME.onnx.data, NAME.onnx_data
         digest.update(f"{other.name} {file_sha256(other)}".encode())
     return digest.hexdigest()

@@ -145,12 +145,14 @@ def test_description_next_to_the_graph_is_used(tmp_path):
     np.testing.assert_array_equal(again.encode(pictures()).tokens.shape, (3, 16, WIDTH))
 
 
-def test_digest_depends_on_weights_in_another_file(tmp_path):
-    path = write_graph(tmp_path, location="encoder.onnx.data")
+@pytest.mark.parametrize("stem", ["encoder", "encoder[1]"])
+def test_digest_depends_on_weights_in_another_file(tmp_path, stem):
+    weights = tmp_path / f"{stem}.onnx.data"
+    path = write_graph(tmp_path, location=weights.name).rename(tmp_path / f"{stem}.onnx")
     first = open_encoder(f"onnx:{path}").info.digest
-    data = bytearray((tmp_path / "encoder.onnx.data").read_bytes())
+    data = bytearray(weights.read_bytes())
     data[3] ^= 1
-    (tmp_path / "encoder.onnx.data").write_bytes(data)
+    weights.write_bytes(data)
     assert open_encoder(f"onnx:{path}").info.digest != first
 
 

@@ -203,7 +203,7 @@ def wait_long_for_the_first(folder: Path) -> None:
     ranks_of_run.TIMEOUT = timedelta(seconds=5)
     with join_ranks() as ranks:
         result = ranks.run_on_first(lambda: time.sleep(7) or "done")
-        (folder / f"told-{ranks.rank}").write_text(result)
+        (folder / f"result-{ranks.rank}").write_text(result)
         ranks.sum(torch.zeros(1))
 
 

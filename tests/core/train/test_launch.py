@@ -68,4 +68,4 @@ def test_every_rank_gets_the_error_of_the_first(tmp_path):
 @pytest.mark.ci  # seven seconds
 def test_ranks_wait_for_the_first_without_a_limit(tmp_path):
     launch(tmp_path, drivers.wait_long_for_the_first, tmp_path, ranks=2).finish()
-    assert [(tmp_path / f"told-{rank}").read_text() for rank in range(2)] == ["done", "done"]
+    assert [(tmp_path / f"result-{rank}").read_text() for rank in range(2)] == ["done", "done"]
